@@ -1,0 +1,109 @@
+package namespace
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// TreeVersion is one version of a tree. Entries counts names (hard links each), Bytes the
+// plaintext of files (holes not counted, hard links once).
+type TreeVersion struct {
+	N       uint64    `json:"n"`
+	Root    Digest    `json:"root"`
+	Entries uint64    `json:"entries"`
+	Bytes   uint64    `json:"bytes"`
+	Created time.Time `json:"created"`
+	Comment string    `json:"comment,omitempty"`
+}
+
+// Tree is the record of a tree ref: its versions, oldest first, numbered from 1 without gaps.
+type Tree struct {
+	Format   int           `json:"format"`
+	Name     string        `json:"name"`
+	Versions []TreeVersion `json:"versions"`
+}
+
+// NamespaceVersion is one version of a namespace. Manifest names the [Manifest] object.
+type NamespaceVersion struct {
+	N        uint64    `json:"n"`
+	Manifest Digest    `json:"manifest"`
+	Created  time.Time `json:"created"`
+	Comment  string    `json:"comment,omitempty"`
+}
+
+// Namespace is the record of a namespace ref: its versions, oldest first, numbered from 1.
+type Namespace struct {
+	Format   int                `json:"format"`
+	Name     string             `json:"name"`
+	Versions []NamespaceVersion `json:"versions"`
+}
+
+// ManifestMount is one line of a composition: the tree Tree (its root catalog's digest), which
+// a person calls Version, at the absolute, clean path Path.
+type ManifestMount struct {
+	Path    string  `json:"path"`
+	Tree    Digest  `json:"tree"`
+	Version Version `json:"version,omitzero"`
+	Replace bool    `json:"replace,omitempty"`
+}
+
+// Manifest is a namespace version: what was composed, and the composed root catalog.
+// An object of class Blob.
+type Manifest struct {
+	Format  int             `json:"format"`
+	Name    string          `json:"name"`
+	Mounts  []ManifestMount `json:"mounts"`
+	Root    Digest          `json:"root"`
+	Entries uint64          `json:"entries"`
+	Bytes   uint64          `json:"bytes"`
+}
+
+// Pointer is the record of a channel ref: which namespace version is active. Seq only rises.
+// Prev is the digest of the signed record it replaced, stored as a Blob, so that the history is
+// a hash chain and a follower still fetches no more than the newest link.
+type Pointer struct {
+	Format   int       `json:"format"`
+	Channel  string    `json:"channel"`
+	Seq      uint64    `json:"seq"`
+	Version  Version   `json:"version"`
+	Manifest Digest    `json:"manifest"`
+	Issued   time.Time `json:"issued"`
+	Reason   string    `json:"reason,omitempty"`
+	Prev     Digest    `json:"prev,omitzero"`
+}
+
+// RecordFormat is the version of the record encodings of this file.
+const RecordFormat = 1
+
+// EncodeRecord returns the canonical bytes of a record of this file: JSON in field order, no
+// white space, one newline at the end.
+func EncodeRecord(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, E(Internal, "encode record", "", err)
+	}
+	return b.Bytes(), nil
+}
+
+// DecodeRecord reads canonical bytes of at most limit bytes into v, a pointer to a record.
+// Unknown fields and any other spelling of the same value are Corrupt; subject names the source.
+func DecodeRecord(b []byte, limit int, subject string, v any) error {
+	const op = "decode record"
+	if len(b) > limit {
+		return E(Limit, op, subject, fmt.Errorf("%d bytes, at most %d", len(b), limit))
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return E(Corrupt, op, subject, err)
+	}
+	again, err := EncodeRecord(v)
+	if err != nil || !bytes.Equal(again, b) {
+		return E(Corrupt, op, subject, fmt.Errorf("not in canonical form"))
+	}
+	return nil
+}
