@@ -1,8 +1,9 @@
 // Package trust decides which records to believe: envelopes with ed25519 signatures, a root that
 // says which keys may sign for which role, and the rule that a pointer's seq only rises.
 //
-// Bytes in, values or errors out: no I/O and no clock, so every decision can be tested and
-// replayed. The roles' thresholds are 1 today; [Root] carries them so that several signatures
+// The decisions are pure: bytes in, values or errors out, no clock, so each can be tested and
+// replayed. [Refs] and [Publisher] put them around a store's refs: the only ways in which the
+// rest of Coppice reads and writes them. The roles' thresholds are 1 today; [Root] carries them so that several signatures
 // can be asked for without a change of the records.
 //
 // The signed bytes are those of DSSE (github.com/secure-systems-lab/dsse, protocol.md): the pre-
