@@ -1,0 +1,216 @@
+package fusefs
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/catalog"
+)
+
+// Holder is something of a mount that a process has.
+type Holder struct {
+	PID     int
+	Comm    string
+	What    string // cwd, root, exe, fd, map
+	Path    string
+	MountID uint64
+	Ino     uint64 // as the process sees it; 0 if that cannot be told without asking the mount
+}
+
+// Users returns what processes have on the mounts with these ids: working and root directories,
+// programs, open and mapped files. It reads /proc and opens with O_PATH only, which asks no file
+// system anything, so the daemon of the mounts may call it. Processes that may not be looked at are
+// left out, and so are mount namespaces that hold copies of their own. Kinds: Denied, Internal.
+func Users(mountIDs ...uint64) ([]Holder, error) {
+	wanted := map[uint64]bool{}
+	for _, id := range mountIDs {
+		wanted[id] = true
+	}
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, namespace.E(namespace.KindOf(err), "list", "/proc", err)
+	}
+	var all []Holder
+	for _, p := range procs {
+		if pid, err := strconv.Atoi(p.Name()); err == nil {
+			all = append(all, holdings(pid, wanted)...)
+		}
+	}
+	return all, nil
+}
+
+// holdings returns what one process has.
+func holdings(pid int, wanted map[uint64]bool) []Holder {
+	base := filepath.Join("/proc", strconv.Itoa(pid))
+	links := map[string]string{}
+	for _, what := range []string{"cwd", "root", "exe"} {
+		links[filepath.Join(base, what)] = what
+	}
+	for dir, what := range map[string]string{"fd": "fd", "map_files": "map"} {
+		entries, _ := os.ReadDir(filepath.Join(base, dir))
+		for _, e := range entries {
+			links[filepath.Join(base, dir, e.Name())] = what
+		}
+	}
+	var all []Holder
+	seen := map[Holder]bool{} // a library is mapped in several pieces
+	for link, what := range links {
+		h, ok := holding(link)
+		if !ok || !wanted[h.MountID] {
+			continue
+		}
+		h.PID, h.What = pid, what
+		if !seen[h] {
+			seen[h] = true
+			comm, _ := os.ReadFile(filepath.Join(base, "comm"))
+			named := h
+			named.Comm = strings.TrimSpace(string(comm))
+			all = append(all, named)
+		}
+	}
+	return all
+}
+
+// holding tells which mount and inode a magic link of /proc leads to.
+func holding(link string) (Holder, bool) {
+	fd, err := unix.Open(link, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return Holder{}, false
+	}
+	defer unix.Close(fd)
+	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
+	if err != nil {
+		return Holder{}, false
+	}
+	id, ok := mountIDIn(string(b))
+	if !ok {
+		return Holder{}, false
+	}
+	h := Holder{MountID: id}
+	for line := range strings.Lines(string(b)) {
+		if v, found := strings.CutPrefix(line, "ino:"); found {
+			h.Ino, _ = strconv.ParseUint(strings.TrimSpace(v), 10, 64)
+		}
+	}
+	h.Path, _ = os.Readlink(link)
+	return h, true
+}
+
+// resolves reports whether the path of an entry of an old generation leads, in the generation
+// active, to the inode ino.
+func (s *Server) resolves(in *instance, entry int, ino uint64, active namespace.Digest) bool {
+	ctx, cancel := s.raw.request()
+	defer cancel()
+	g, ok := s.generation(active.Hex())
+	if !ok {
+		return false
+	}
+	path, ok := s.table.pathOf(in, entry)
+	if !ok {
+		return false
+	}
+	at, tree := pathID{}, pathID{}
+	c, i := g.cat, 0
+	for k, name := range path {
+		next, found := c.Lookup(i, []byte(name))
+		if !found {
+			return false
+		}
+		e := c.Entry(next)
+		if k == len(path)-1 {
+			return e.Type != catalog.Dir && fileNode(c, next, e.Name, at, tree) == ino
+		}
+		at = at.child(e.Name)
+		if i = next; e.IsNested() {
+			ref, _ := c.Nested(next)
+			sub, err := c.Enter(ctx, s.o.Source, next)
+			if err != nil {
+				return false
+			}
+			if ref.TreeRoot {
+				tree = at
+			}
+			c, i = sub, 0
+		}
+	}
+	return false
+}
+
+// sweep drops, from time to time, the generations that no process uses any more.
+func (s *Server) sweep() {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-tick.C:
+			if err := s.Sweep(); err != nil {
+				s.o.Logger.Warn("old generations not swept", "error", err)
+			}
+		}
+	}
+}
+
+// Sweep drops the draining generations that no process uses any more: the kernel is told to forget
+// their entries, and their catalogs are let go. It is called from time to time anyway.
+// Kinds: those of Users.
+func (s *Server) Sweep() error {
+	st := s.Status()
+	if len(st.Draining) == 0 || st.Mode != ModeBeneath {
+		return nil
+	}
+	var ids []uint64
+	for _, g := range st.Draining {
+		ids = append(ids, g.MountID)
+	}
+	holders, err := Users(ids...)
+	if err != nil {
+		return err
+	}
+	used := map[uint64]bool{}
+	for _, h := range holders {
+		used[h.MountID] = true
+	}
+	for _, g := range s.takeDrained(used) {
+		// Outside all locks: the kernel may answer with requests, and with FORGETs.
+		s.fuse.EntryNotify(superRoot, g.Root.Hex())
+		left := s.table.drop(g.Root)
+		s.o.Logger.Info("generation drained", "version", g.Label, "root", g.Root.String(), "catalogs_left", left)
+	}
+	return nil
+}
+
+// takeDrained removes from the draining those whose mounts nobody uses, and returns those of them
+// whose tree is not shown by any other mount of ours.
+func (s *Server) takeDrained(used map[uint64]bool) []Generation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	shown := map[namespace.Digest]bool{s.active.Root: true}
+	var keep, taken, free []Generation
+	for _, g := range s.draining {
+		if used[g.MountID] {
+			keep = append(keep, g)
+			shown[g.Root] = true
+		} else {
+			taken = append(taken, g)
+		}
+	}
+	s.draining = keep
+	for _, g := range taken {
+		if !shown[g.Root] {
+			shown[g.Root] = true // once
+			free = append(free, g)
+			s.gens.Lock()
+			delete(s.gens.byName, g.Root.Hex())
+			s.gens.Unlock()
+		}
+	}
+	return free
+}

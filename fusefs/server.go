@@ -1,0 +1,209 @@
+package fusefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"coppice.dev/coppice/namespace"
+)
+
+// Server is a mount and the goroutines that answer for it. Safe for concurrent use.
+type Server struct {
+	o     Options
+	raw   *rawFS
+	table *table
+	fuse  *fuse.Server
+	done  chan struct{} // closed when the kernel has let go of the superblock
+	stop  chan struct{} // closed when the mount is taken away
+	once  sync.Once
+
+	// gens is what handlers need of the generations; its lock is never held while anything else
+	// is done.
+	gens struct {
+		sync.RWMutex
+		byName map[string]catalogAt
+	}
+
+	mu       sync.Mutex // serialises Activate, Unmount and sweeping
+	mounter  mounter
+	active   Generation
+	draining []Generation
+	gone     bool
+}
+
+// sweepEvery is how often it is looked at whether old generations are still in use.
+const sweepEvery = 15 * time.Second
+
+// Mount makes the superblock and starts to answer the kernel. Nothing is visible until the first
+// Activate. The caller ends it with Unmount. Kinds: Invalid, NotExist, Exist, Denied, Unavailable.
+func Mount(ctx context.Context, o Options) (*Server, error) {
+	o.defaults()
+	if err := checkDir(o); err != nil {
+		return nil, err
+	}
+	var m mounter
+	m, err := newBeneath(o)
+	if namespace.IsKind(err, namespace.Denied) {
+		m, err = newSymlink(o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{o: o, table: newTable(), mounter: m, done: make(chan struct{}), stop: make(chan struct{})}
+	s.gens.byName = map[string]catalogAt{}
+	s.raw = &rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), src: o.Source, table: s.table, log: o.Logger,
+		timeout: o.Timeout, generations: s.generation}
+	s.fuse, err = m.serve(newMetrics(s.raw), kernelOptions(o))
+	if err != nil {
+		return nil, errors.Join(err, m.close())
+	}
+	go func() {
+		defer close(s.done)
+		s.fuse.Serve()
+		s.end()
+	}()
+	go s.sweep()
+	return s, nil
+}
+
+// checkDir looks at the mount point, but not through it.
+func checkDir(o Options) error {
+	var st unix.Stat_t
+	err := unix.Lstat(o.Dir, &st)
+	switch {
+	case errors.Is(err, unix.ENOENT) && os.Geteuid() != 0:
+		return nil // a link can be made there
+	case errors.Is(err, unix.ENOENT):
+		return namespace.WithHint(namespace.E(namespace.NotExist, "mount", o.Dir, nil), "`mkdir "+o.Dir+"`")
+	case err != nil:
+		return namespace.E(mountKind(err), "mount", o.Dir, err)
+	case st.Mode&unix.S_IFMT == unix.S_IFLNK && os.Geteuid() != 0:
+		return namespace.E(namespace.Exist, "mount", o.Dir, errors.New("it is a symbolic link"))
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return namespace.E(namespace.Invalid, "mount", o.Dir, errors.New("not a directory"))
+	}
+	return nil
+}
+
+// generation finds a generation by its name below the super-root.
+func (s *Server) generation(name string) (catalogAt, bool) {
+	s.gens.RLock()
+	defer s.gens.RUnlock()
+	g, ok := s.gens.byName[name]
+	return g, ok
+}
+
+// Activate makes Dir show the tree whose root catalog is root, atomically. The first call makes the
+// mount appear. If it fails, Dir shows what it showed before. label is for people.
+// Kinds: those of Source, Unavailable, Denied, Internal.
+func (s *Server) Activate(ctx context.Context, root namespace.Digest, label string) (Generation, error) {
+	cat, err := s.o.Source.Catalog(ctx, root) // before the lock: it may wait for a network
+	if err != nil {
+		return Generation{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone {
+		return Generation{}, namespace.E(namespace.Unavailable, "activate", s.o.Dir, errors.New("it was unmounted"))
+	}
+	if s.active.Root == root {
+		s.active.Label = label
+		return s.active, nil
+	}
+	name := root.Hex()
+	s.gens.Lock()
+	s.gens.byName[name] = catalogAt{s.table.addInstance(instance{cat: cat, digest: root, gen: root}, pathID{}), root, cat}
+	s.gens.Unlock()
+	id, err := s.mounter.show(name)
+	if err != nil {
+		return Generation{}, err
+	}
+	now := time.Now()
+	first := s.active.Root.IsZero()
+	if !first {
+		old := s.active
+		old.Since = now
+		s.draining = append(s.draining, old)
+	}
+	s.active = Generation{Root: root, Label: label, MountID: id, Since: now}
+	if first {
+		s.raiseReadAhead()
+	}
+	return s.active, nil
+}
+
+// raiseReadAhead lets the kernel read further ahead than its default of 128 KiB. It needs the
+// device number, which mountinfo tells without asking the file system. Best effort.
+func (s *Server) raiseReadAhead() {
+	dev, ok := deviceOf(s.active.MountID)
+	if !ok {
+		return
+	}
+	path := fmt.Sprintf("/sys/class/bdi/%s/read_ahead_kb", dev)
+	if err := os.WriteFile(path, []byte(strconv.Itoa(s.o.ReadAheadKB)), 0); err != nil {
+		s.o.Logger.Debug("read-ahead not raised", "error", err)
+	}
+}
+
+// Status returns what is shown.
+func (s *Server) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Status{Mode: s.mounter.mode(), Active: s.active, Draining: append([]Generation{}, s.draining...), Nodes: s.table.len()}
+}
+
+// Unmount takes Dir away. If it is in use, that fails with Unavailable, unless force is set: then
+// Dir is free at once, and those who use it go on until they end. Wait waits for that.
+func (s *Server) Unmount(force bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone {
+		return nil
+	}
+	if err := s.mounter.hide(force); err != nil {
+		return err
+	}
+	s.gone = true
+	s.once.Do(func() { close(s.stop) })
+	if err := s.mounter.close(); err != nil {
+		return namespace.E(namespace.KindOf(err), "unmount", s.o.Dir, err)
+	}
+	return nil
+}
+
+// Wait returns when the mount is over: unmounted, by us or by others, and used by nobody.
+func (s *Server) Wait() { <-s.done }
+
+// end cleans up after the kernel has let go, which it does also if somebody else unmounts Dir.
+func (s *Server) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone = true
+	s.once.Do(func() { close(s.stop) })
+	_ = s.mounter.hide(true)
+	_ = s.mounter.close()
+}
+
+// Current reports whether the inode ino, a file's, shows in the active generation what it showed
+// when the kernel learned of it: whether whoever holds it holds what a new open would get.
+func (s *Server) Current(ino uint64) bool {
+	in, entry, _, ok := s.table.get(ino)
+	if !ok {
+		return false
+	}
+	s.mu.Lock()
+	active := s.active.Root
+	s.mu.Unlock()
+	if in.gen == active {
+		return true
+	}
+	return s.resolves(in, entry, ino, active)
+}

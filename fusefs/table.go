@@ -1,0 +1,265 @@
+package fusefs
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+
+	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/catalog"
+)
+
+// instance is a catalog at a place: in a generation, its root at a path.
+type instance struct {
+	cat         *catalog.Catalog
+	digest      namespace.Digest
+	gen         namespace.Digest // the generation's root
+	tree        pathID           // root of the tree it belongs to: hard-link paths are relative to it
+	parent      *instance        // that refers to it, at parentEntry; nil for a generation's root
+	parentEntry int
+	nodes       int64 // nodes that refer to it; guarded by table.mu
+}
+
+// node is what the kernel knows under a node id: an entry of an instance, and how often the kernel
+// was told of it. No pointers, so that a million of them cost the garbage collector nothing.
+type node struct {
+	inst    uint32
+	entry   uint32
+	lookups uint32 // stays at the maximum once it is reached
+}
+
+// dirInfo is what a directory's node has besides: where it is.
+type dirInfo struct {
+	path pathID
+	gen  namespace.Digest
+}
+
+const shardCount = 64
+
+type shard struct {
+	mu    sync.RWMutex
+	nodes map[uint64]node
+	dirs  map[uint64]dirInfo
+}
+
+// table is the set of nodes that the kernel knows. Lock order: a shard's, then mu.
+type table struct {
+	shards [shardCount]shard
+
+	mu        sync.RWMutex
+	instances []*instance // by number; nil once dropped
+	numbers   map[instanceKey]uint32
+}
+
+// instanceKey tells instances apart: one catalog may be at several places of one generation.
+type instanceKey struct {
+	gen    namespace.Digest
+	path   pathID
+	digest namespace.Digest
+}
+
+func newTable() *table {
+	t := &table{numbers: map[instanceKey]uint32{}}
+	for i := range t.shards {
+		t.shards[i].nodes = map[uint64]node{}
+		t.shards[i].dirs = map[uint64]dirInfo{}
+	}
+	return t
+}
+
+func (t *table) shard(id uint64) *shard { return &t.shards[id%shardCount] }
+
+// addInstance returns the number of the instance in, whose root is at path, adding it if there is
+// none like it.
+func (t *table) addInstance(in instance, path pathID) uint32 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	key := instanceKey{in.gen, path, in.digest}
+	if n, ok := t.numbers[key]; ok {
+		return n
+	}
+	n := uint32(len(t.instances))
+	t.instances = append(t.instances, &in)
+	t.numbers[key] = n
+	return n
+}
+
+func (t *table) instance(n uint32) *instance {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.instances[n]
+}
+
+// get returns the node's entry and, for a directory, where it is. ok is false for a node that the
+// kernel should not know.
+func (t *table) get(id uint64) (in *instance, entry int, dir dirInfo, ok bool) {
+	in, _, entry, dir, ok = t.find(id)
+	return in, entry, dir, ok
+}
+
+// find is get; it returns the instance's number as well.
+func (t *table) find(id uint64) (in *instance, inst uint32, entry int, dir dirInfo, ok bool) {
+	s := t.shard(id)
+	s.mu.RLock()
+	n, ok := s.nodes[id]
+	if ok {
+		dir = s.dirs[id]
+	}
+	s.mu.RUnlock()
+	if !ok {
+		return nil, 0, 0, dir, false
+	}
+	in = t.instance(n.inst)
+	return in, n.inst, int(n.entry), dir, in != nil
+}
+
+// enter counts one more lookup of id and makes it refer to the entry given: an equal one of a newer
+// generation takes over. Two different things under one id are a collision, and refused: the chance
+// is 2⁻⁶⁴ a pair, but wrong data would be worse than an error.
+func (t *table) enter(id uint64, inst uint32, entry int, dir *dirInfo) error {
+	s := t.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, known := s.nodes[id]
+	if known && !t.same(id, s, n, inst, entry, dir) {
+		return namespace.E(namespace.Internal, "enter node", fmt.Sprintf("%#x", id),
+			fmt.Errorf("collision: %q and %q", t.name(n.inst, int(n.entry)), t.name(inst, entry)))
+	}
+	if !known && dir != nil {
+		s.dirs[id] = *dir
+	}
+	if !known || n.inst != inst {
+		t.count(inst, 1)
+		if known {
+			t.count(n.inst, -1)
+		}
+	}
+	n.inst, n.entry = inst, uint32(entry)
+	if n.lookups < math.MaxUint32 {
+		n.lookups++
+	}
+	s.nodes[id] = n
+	return nil
+}
+
+// same reports whether what is known under id is what is entered.
+func (t *table) same(id uint64, s *shard, n node, inst uint32, entry int, dir *dirInfo) bool {
+	known, isDir := s.dirs[id]
+	if isDir != (dir != nil) {
+		return false
+	}
+	if isDir {
+		return known == *dir
+	}
+	if n.inst == inst && int(n.entry) == entry {
+		return true
+	}
+	a, b := t.instance(n.inst), t.instance(inst)
+	if a == nil {
+		return true // its generation is gone; the id says that they are equal
+	}
+	if !bytes.Equal(a.cat.AppendIdentity(nil, int(n.entry)), b.cat.AppendIdentity(nil, entry)) {
+		return false
+	}
+	la, lb := a.cat.Link(int(n.entry)), b.cat.Link(entry)
+	if la != nil || lb != nil {
+		return bytes.Equal(la, lb)
+	}
+	return bytes.Equal(a.cat.Entry(int(n.entry)).Name, b.cat.Entry(entry).Name)
+}
+
+func (t *table) name(inst uint32, entry int) string {
+	if in := t.instance(inst); in != nil {
+		return string(in.cat.Entry(entry).Name)
+	}
+	return "?"
+}
+
+// resolve makes a directory's node refer to its own catalog instead of the entry that names it.
+func (t *table) resolve(id uint64, inst uint32) {
+	s := t.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, ok := s.nodes[id]; ok && n.inst != inst {
+		t.count(n.inst, -1)
+		t.count(inst, 1)
+		n.inst, n.entry = inst, 0
+		s.nodes[id] = n
+	}
+}
+
+// forget takes back n lookups; at none left the node is dropped.
+func (t *table) forget(id, n uint64) {
+	s := t.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x, ok := s.nodes[id]
+	if !ok || x.lookups == math.MaxUint32 {
+		return
+	}
+	if uint64(x.lookups) > n {
+		x.lookups -= uint32(n)
+		s.nodes[id] = x
+		return
+	}
+	delete(s.nodes, id)
+	delete(s.dirs, id)
+	t.count(x.inst, -1)
+}
+
+// count keeps the number of nodes that refer to an instance.
+func (t *table) count(inst uint32, by int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if in := t.instances[inst]; in != nil {
+		in.nodes += by
+	}
+}
+
+// drop lets go of a generation's instances that no node refers to.
+func (t *table) drop(gen namespace.Digest) (left int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key, n := range t.numbers {
+		if key.gen != gen {
+			continue
+		}
+		if in := t.instances[n]; in.nodes > 0 {
+			left++
+			continue
+		}
+		t.instances[n] = nil
+		delete(t.numbers, key)
+	}
+	return left
+}
+
+// len returns the number of nodes.
+func (t *table) len() int {
+	n := 0
+	for i := range t.shards {
+		t.shards[i].mu.RLock()
+		n += len(t.shards[i].nodes)
+		t.shards[i].mu.RUnlock()
+	}
+	return n
+}
+
+// pathOf returns the names that lead from the root of an entry's generation to it.
+func (t *table) pathOf(in *instance, entry int) ([]string, bool) {
+	var reversed []string
+	for depth := 0; depth <= namespace.DepthMax; depth++ {
+		for entry != 0 {
+			reversed = append(reversed, string(in.cat.Entry(entry).Name))
+			entry = in.cat.Parent(entry)
+		}
+		if in.parent == nil {
+			slices.Reverse(reversed)
+			return reversed, true
+		}
+		in, entry = in.parent, in.parentEntry
+	}
+	return nil, false
+}
