@@ -43,7 +43,7 @@ func kernelOptions(o Options) *fuse.MountOptions {
 		EnableSymlinkCaching:     true,
 		ExplicitDataCacheControl: true,
 		EnableAcl:                true, // ACLs of the tree are enforced by the kernel
-		IgnoreSecurityLabels:     false,
+		DisableSplice:            true, // answers are in memory already
 		ExtraCapabilities:        fuse.CAP_NO_OPENDIR_SUPPORT,
 	}
 }

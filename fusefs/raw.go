@@ -137,7 +137,10 @@ func (r *rawFS) directory(ctx context.Context, node uint64) (place, fuse.Status)
 	if ref.TreeRoot {
 		tree = info.path
 	}
-	p.inst = r.table.addInstance(instance{cat: sub, digest: ref.Digest, gen: in.gen, tree: tree, parent: in, parentEntry: entry}, info.path)
+	p.inst, err = r.table.addInstance(instance{cat: sub, digest: ref.Digest, gen: in.gen, tree: tree, parent: in, parentEntry: entry}, info.path)
+	if err != nil {
+		return place{}, r.fail("load catalog", node, err)
+	}
 	p.in, p.entry = r.table.instance(p.inst), 0
 	r.table.resolve(node, p.inst)
 	return p, fuse.OK

@@ -118,9 +118,13 @@ func (s *Server) Activate(ctx context.Context, root namespace.Digest, label stri
 		s.active.Label = label
 		return s.active, nil
 	}
+	inst, err := s.table.addInstance(instance{cat: cat, digest: root, gen: root}, pathID{})
+	if err != nil {
+		return Generation{}, err
+	}
 	name := root.Hex()
 	s.gens.Lock()
-	s.gens.byName[name] = catalogAt{s.table.addInstance(instance{cat: cat, digest: root, gen: root}, pathID{}), root, cat}
+	s.gens.byName[name] = catalogAt{inst, root, cat}
 	s.gens.Unlock()
 	id, err := s.mounter.show(name)
 	if err != nil {
@@ -152,6 +156,9 @@ func (s *Server) raiseReadAhead() {
 		s.o.Logger.Debug("read-ahead not raised", "error", err)
 	}
 }
+
+// Dir returns the mount point.
+func (s *Server) Dir() string { return s.o.Dir }
 
 // Status returns what is shown.
 func (s *Server) Status() Status {

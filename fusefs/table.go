@@ -3,7 +3,6 @@ package fusefs
 import (
 	"bytes"
 	"fmt"
-	"math"
 	"slices"
 	"sync"
 
@@ -23,12 +22,25 @@ type instance struct {
 }
 
 // node is what the kernel knows under a node id: an entry of an instance, and how often the kernel
-// was told of it. No pointers, so that a million of them cost the garbage collector nothing.
-type node struct {
-	inst    uint32
-	entry   uint32
-	lookups uint32 // stays at the maximum once it is reached
+// was told of it. One word, without pointers: there may be a million of them. From the top: 20 bits
+// of instance, 28 of entry (as many as a catalog can have), 16 of lookups, which stay at the
+// maximum once they reach it.
+type node uint64
+
+const (
+	lookupBits   = 16
+	entryBits    = 28
+	lookupMax    = 1<<lookupBits - 1
+	instancesMax = 1 << (64 - lookupBits - entryBits)
+)
+
+func newNode(inst uint32, entry int, lookups uint64) node {
+	return node(uint64(inst)<<(lookupBits+entryBits) | uint64(entry)<<lookupBits | min(lookups, lookupMax))
 }
+
+func (n node) inst() uint32    { return uint32(n >> (lookupBits + entryBits)) }
+func (n node) entry() int      { return int(n >> lookupBits & (1<<entryBits - 1)) }
+func (n node) lookups() uint64 { return uint64(n & lookupMax) }
 
 // dirInfo is what a directory's node has besides: where it is.
 type dirInfo struct {
@@ -50,6 +62,7 @@ type table struct {
 
 	mu        sync.RWMutex
 	instances []*instance // by number; nil once dropped
+	free      []uint32    // numbers of dropped ones
 	numbers   map[instanceKey]uint32
 }
 
@@ -72,18 +85,26 @@ func newTable() *table {
 func (t *table) shard(id uint64) *shard { return &t.shards[id%shardCount] }
 
 // addInstance returns the number of the instance in, whose root is at path, adding it if there is
-// none like it.
-func (t *table) addInstance(in instance, path pathID) uint32 {
+// none like it. Kinds: Limit.
+func (t *table) addInstance(in instance, path pathID) (uint32, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	key := instanceKey{in.gen, path, in.digest}
 	if n, ok := t.numbers[key]; ok {
-		return n
+		return n, nil
 	}
 	n := uint32(len(t.instances))
-	t.instances = append(t.instances, &in)
+	switch {
+	case len(t.free) > 0:
+		n, t.free = t.free[len(t.free)-1], t.free[:len(t.free)-1]
+		t.instances[n] = &in
+	case n == instancesMax:
+		return 0, namespace.E(namespace.Limit, "load catalog", in.digest.String(), fmt.Errorf("%d catalogs in use", n))
+	default:
+		t.instances = append(t.instances, &in)
+	}
 	t.numbers[key] = n
-	return n
+	return n, nil
 }
 
 func (t *table) instance(n uint32) *instance {
@@ -111,8 +132,8 @@ func (t *table) find(id uint64) (in *instance, inst uint32, entry int, dir dirIn
 	if !ok {
 		return nil, 0, 0, dir, false
 	}
-	in = t.instance(n.inst)
-	return in, n.inst, int(n.entry), dir, in != nil
+	in = t.instance(n.inst())
+	return in, n.inst(), n.entry(), dir, in != nil
 }
 
 // enter counts one more lookup of id and makes it refer to the entry given: an equal one of a newer
@@ -125,22 +146,18 @@ func (t *table) enter(id uint64, inst uint32, entry int, dir *dirInfo) error {
 	n, known := s.nodes[id]
 	if known && !t.same(id, s, n, inst, entry, dir) {
 		return namespace.E(namespace.Internal, "enter node", fmt.Sprintf("%#x", id),
-			fmt.Errorf("collision: %q and %q", t.name(n.inst, int(n.entry)), t.name(inst, entry)))
+			fmt.Errorf("collision: %q and %q", t.name(n.inst(), n.entry()), t.name(inst, entry)))
 	}
 	if !known && dir != nil {
 		s.dirs[id] = *dir
 	}
-	if !known || n.inst != inst {
+	if !known || n.inst() != inst {
 		t.count(inst, 1)
 		if known {
-			t.count(n.inst, -1)
+			t.count(n.inst(), -1)
 		}
 	}
-	n.inst, n.entry = inst, uint32(entry)
-	if n.lookups < math.MaxUint32 {
-		n.lookups++
-	}
-	s.nodes[id] = n
+	s.nodes[id] = newNode(inst, entry, n.lookups()+1)
 	return nil
 }
 
@@ -153,21 +170,21 @@ func (t *table) same(id uint64, s *shard, n node, inst uint32, entry int, dir *d
 	if isDir {
 		return known == *dir
 	}
-	if n.inst == inst && int(n.entry) == entry {
+	if n.inst() == inst && n.entry() == entry {
 		return true
 	}
-	a, b := t.instance(n.inst), t.instance(inst)
+	a, b := t.instance(n.inst()), t.instance(inst)
 	if a == nil {
 		return true // its generation is gone; the id says that they are equal
 	}
-	if !bytes.Equal(a.cat.AppendIdentity(nil, int(n.entry)), b.cat.AppendIdentity(nil, entry)) {
+	if !bytes.Equal(a.cat.AppendIdentity(nil, n.entry()), b.cat.AppendIdentity(nil, entry)) {
 		return false
 	}
-	la, lb := a.cat.Link(int(n.entry)), b.cat.Link(entry)
+	la, lb := a.cat.Link(n.entry()), b.cat.Link(entry)
 	if la != nil || lb != nil {
 		return bytes.Equal(la, lb)
 	}
-	return bytes.Equal(a.cat.Entry(int(n.entry)).Name, b.cat.Entry(entry).Name)
+	return bytes.Equal(a.cat.Entry(n.entry()).Name, b.cat.Entry(entry).Name)
 }
 
 func (t *table) name(inst uint32, entry int) string {
@@ -182,11 +199,10 @@ func (t *table) resolve(id uint64, inst uint32) {
 	s := t.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n, ok := s.nodes[id]; ok && n.inst != inst {
-		t.count(n.inst, -1)
+	if n, ok := s.nodes[id]; ok && n.inst() != inst {
+		t.count(n.inst(), -1)
 		t.count(inst, 1)
-		n.inst, n.entry = inst, 0
-		s.nodes[id] = n
+		s.nodes[id] = newNode(inst, 0, n.lookups())
 	}
 }
 
@@ -196,17 +212,16 @@ func (t *table) forget(id, n uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	x, ok := s.nodes[id]
-	if !ok || x.lookups == math.MaxUint32 {
+	if !ok || x.lookups() == lookupMax {
 		return
 	}
-	if uint64(x.lookups) > n {
-		x.lookups -= uint32(n)
-		s.nodes[id] = x
+	if x.lookups() > n {
+		s.nodes[id] = newNode(x.inst(), x.entry(), x.lookups()-n)
 		return
 	}
 	delete(s.nodes, id)
 	delete(s.dirs, id)
-	t.count(x.inst, -1)
+	t.count(x.inst(), -1)
 }
 
 // count keeps the number of nodes that refer to an instance.
@@ -231,6 +246,7 @@ func (t *table) drop(gen namespace.Digest) (left int) {
 			continue
 		}
 		t.instances[n] = nil
+		t.free = append(t.free, n)
 		delete(t.numbers, key)
 	}
 	return left
