@@ -251,3 +251,12 @@ func (c *Catalog) Nodes() *Node {
 	}
 	return &nodes[0]
 }
+
+// AllNested returns the digests of all nested catalogs that this one refers to, in entry order.
+func (c *Catalog) AllNested() []namespace.Digest {
+	all := make([]namespace.Digest, len(c.nested)/nestedSize)
+	for k := range all {
+		all[k] = c.nestedAt(k).Digest
+	}
+	return all
+}

@@ -108,3 +108,14 @@ func Resolve(ctx context.Context, l Loader, root namespace.Digest, path string) 
 	}
 	return c, c.Entry(i), nil
 }
+
+// WalkFrom is Walk of the subtree at path, relative to the root catalog; the paths it passes to
+// fn stay relative to the root. Kinds: NotExist, those of Walk.
+func WalkFrom(ctx context.Context, l Loader, root namespace.Digest, path string,
+	fn func(path string, c *Catalog, e Entry) error) error {
+	c, e, err := Resolve(ctx, l, root, path)
+	if err != nil {
+		return err
+	}
+	return walk(ctx, l, path, c, e, bytes.Count([]byte(path), []byte("/")), fn)
+}
