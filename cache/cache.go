@@ -1,0 +1,209 @@
+// Package cache keeps an endpoint's verified local copy of objects: content-addressed, shared by all
+// mounts and origins of a host, bounded, crash-safe. Whatever is lost in it is fetched again.
+//
+// # On disk
+//
+//	lock                   held by the one process that uses the cache; names it
+//	objects/ab/<hex>       catalogs and manifests, plain, mapped by those who read them
+//	objects/ab/<hex>.loc   locators, as stored by the origin
+//	segments/NNNNNNNN.seg  append-only records of frames as they were fetched (segment.go)
+//	index.db               bbolt: chunk digest → where in which segment (index.go); derived
+//
+// # Invariants
+//
+//   - C1: a byte is served only if its chunk's SHA-256 was right when it arrived and the checksum of
+//     its frame is right now. A wrong checksum drops the entry; the chunk is fetched again.
+//   - C2: an index entry is written after the record it points at, and checks itself, so no crash
+//     and no flipped bit makes it lead to other content.
+//   - C3: deleting the index, or everything, loses nothing: the index is rebuilt from segments,
+//     segments are fetched again.
+//   - C4: concurrent misses of one frame are one request, and a request that was sent is finished
+//     whoever gives up waiting.
+//   - C5: the bound is kept by dropping whole segments, least recently used first; readers that have
+//     one open are not disturbed. A full disk means reading through, not failing.
+//
+// # Locks
+//
+// Each concept has its own: segments.mu, index.mu, frames.mu, flights.mu. None is held while another
+// is taken, but room, the outermost, which one holds to make room; and none while the network is
+// waited for.
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"coppice.dev/coppice/namespace"
+)
+
+// Options configure a Cache. Dir is required.
+type Options struct {
+	Dir        string
+	QuotaBytes int64         // bound of what is on disk; default a tenth of the file system, at least 2 GiB
+	Timeout    time.Duration // bound of a read that waits for the network; default 10 s
+	// FrameBytes bounds decoded frames kept in memory; default 24 MiB.
+	FrameBytes int
+	Logger     *slog.Logger // default: discard
+}
+
+const (
+	quotaMin       = 64 << 20 // smaller would evict what it just fetched
+	quotaDefault   = 2 << 30
+	frameBytes     = 24 << 20
+	timeoutDefault = 10 * time.Second
+)
+
+// Cache is an open cache. Safe for concurrent use.
+type Cache struct {
+	o        Options
+	lock     *os.File
+	log      *slog.Logger
+	count    counters
+	segments *segments
+	index    *index
+	frames   *frames
+	flights  *flights
+	objects  *objects
+	ahead    ahead
+	scratch  scratch
+
+	room        sync.Mutex   // one makes room at a time
+	objectBytes atomic.Int64 // of objects/, roughly: overwriting counts twice until the next start
+	degradedAt  atomic.Int64 // seconds since 1970 of the last complaint
+	through     atomic.Bool  // the last write failed
+
+	work    sync.WaitGroup // goroutines that Close waits for
+	closing chan struct{}
+}
+
+// Open opens the cache in o.Dir, creating it if need be. One process at a time may: Exist says that
+// another does. What a crash left unfinished is repaired. Kinds: Exist, Denied, Limit, Internal.
+func Open(o Options) (*Cache, error) {
+	if err := o.defaults(); err != nil {
+		return nil, err
+	}
+	lock, err := acquire(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cache{o: o, lock: lock, log: o.Logger, closing: make(chan struct{})}
+	c.frames = newFrames(o.FrameBytes)
+	c.flights = newFlights()
+	c.objects = newObjects(filepath.Join(o.Dir, "objects"))
+	c.objects.written = func(n int64) { c.objectBytes.Add(n) }
+	c.ahead.queue = make(chan frameKey, aheadQueue)
+	c.sweepTemporary()
+	c.objectBytes.Store(c.objects.bytes())
+	if c.segments, err = openSegments(filepath.Join(o.Dir, "segments")); err == nil {
+		c.index, err = openIndex(filepath.Join(o.Dir, "index.db"), c.log)
+	}
+	if err == nil {
+		err = c.catchUp()
+	}
+	if err != nil {
+		c.release()
+		return nil, err
+	}
+	c.work.Go(c.index.flushLoop(c.closing))
+	c.work.Go(c.aheadLoop)
+	return c, nil
+}
+
+func (o *Options) defaults() error {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Timeout == 0 {
+		o.Timeout = timeoutDefault
+	}
+	if o.FrameBytes == 0 {
+		o.FrameBytes = frameBytes
+	}
+	for _, d := range []string{o.Dir, filepath.Join(o.Dir, "objects"), filepath.Join(o.Dir, "segments")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return namespace.E(namespace.KindOf(err), "create cache", d, err)
+		}
+	}
+	if o.QuotaBytes == 0 {
+		o.QuotaBytes = quotaDefault
+		var st unix.Statfs_t
+		if err := unix.Statfs(o.Dir, &st); err == nil {
+			o.QuotaBytes = max(o.QuotaBytes, int64(st.Blocks)*st.Bsize/10)
+		}
+	}
+	if o.QuotaBytes < quotaMin {
+		return namespace.E(namespace.Invalid, "open cache", o.Dir, fmt.Errorf("a quota of %d bytes, at least %d", o.QuotaBytes, quotaMin))
+	}
+	return nil
+}
+
+// acquire takes the lock of a cache and writes our process id into it.
+func acquire(dir string) (*os.File, error) {
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, namespace.E(namespace.KindOf(err), "lock", path, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		holder, _ := os.ReadFile(path)
+		f.Close()
+		return nil, namespace.WithHint(
+			namespace.E(namespace.Exist, "open cache", dir, errors.New("another process has it")),
+			"process "+strings.TrimSpace(string(holder))+" does; use the mount's commands, or another --cache")
+	}
+	if err := f.Truncate(0); err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return f, nil // the id in it is for people: that it could not be written is no reason to fail
+}
+
+// catchUp indexes what was appended after the last commit of the index, or everything if the index
+// had to be made anew.
+func (c *Cache) catchUp() error {
+	for _, s := range c.segments.all() {
+		from := c.index.covered(s.id)
+		end, err := s.scan(from, func(rec record) error {
+			for _, e := range rec.extents(s.id) {
+				c.index.put(e.digest, e.extent)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		s.truncate(end) // a torn tail
+		c.index.cover(s.id, end)
+	}
+	return c.index.flush()
+}
+
+// Close finishes what is under way and closes the cache. What is in it stays.
+func (c *Cache) Close() error {
+	close(c.closing)
+	c.flights.wait()
+	c.work.Wait()
+	err := c.index.flush()
+	c.release()
+	return err
+}
+
+func (c *Cache) release() {
+	if c.index != nil {
+		c.index.close()
+	}
+	if c.segments != nil {
+		c.segments.close()
+	}
+	c.objects.close()
+	c.lock.Close()
+}

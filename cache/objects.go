@@ -1,0 +1,229 @@
+package cache
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"coppice.dev/coppice/internal/disk"
+	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/catalog"
+	"coppice.dev/coppice/namespace/object"
+)
+
+// objects keeps small objects as files, plain, by digest; catalogs are mapped and checked once, and
+// stay mapped until the cache is closed. Safe for concurrent use.
+type objects struct {
+	dir     string
+	written func(n int64) // told of bytes written
+
+	mu       sync.Mutex
+	catalogs map[namespace.Digest]*mapped
+	locators map[namespace.Digest]*object.Locator
+	kept     int // chunks in locators
+}
+
+type mapped struct {
+	catalog *catalog.Catalog
+	bytes   []byte
+}
+
+// locatorChunks bounds the locators kept decoded, in chunks: some 12 bytes each.
+const locatorChunks = 1 << 20
+
+func newObjects(dir string) *objects {
+	return &objects{dir: dir, catalogs: map[namespace.Digest]*mapped{}, locators: map[namespace.Digest]*object.Locator{}}
+}
+
+func (o *objects) path(d namespace.Digest, suffix string) string {
+	h := d.Hex()
+	return filepath.Join(o.dir, h[:2], h+suffix)
+}
+
+// close unmaps everything. Nobody may use a catalog any more.
+func (o *objects) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, m := range o.catalogs {
+		_ = unix.Munmap(m.bytes)
+	}
+	o.catalogs = map[namespace.Digest]*mapped{}
+}
+
+// open returns a catalog that was opened before, or maps and checks its file. NotExist: it is not
+// here. Corrupt: it was damaged, and is gone now.
+func (o *objects) open(d namespace.Digest) (*catalog.Catalog, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if m := o.catalogs[d]; m != nil {
+		return m.catalog, nil
+	}
+	b, err := o.mapFile(d)
+	if err != nil {
+		return nil, err
+	}
+	c, err := catalog.Open(b)
+	if err != nil { // its digest is right, so it was published like this
+		_ = unix.Munmap(b)
+		return nil, namespace.E(namespace.Corrupt, "open catalog", d.String(), err)
+	}
+	o.catalogs[d] = &mapped{c, b}
+	return c, nil
+}
+
+// mapFile maps an object and holds it against its digest.
+func (o *objects) mapFile(d namespace.Digest) ([]byte, error) {
+	path := o.path(d, "")
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, disk.Error("open", path, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && (info.Size() == 0 || info.Size() > namespace.CatalogBytesMax) {
+		err = errors.New("of a size no object has")
+	}
+	var b []byte
+	if err == nil {
+		b, err = unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	}
+	if err == nil && namespace.Sum(b) != d {
+		_ = unix.Munmap(b)
+		err = errors.New("digest")
+	}
+	if err != nil {
+		_ = os.Remove(path)
+		return nil, namespace.E(namespace.Corrupt, "read", path, err)
+	}
+	return b, nil
+}
+
+// read returns a small object, checked. Kinds: those of open.
+func (o *objects) read(d namespace.Digest) ([]byte, error) {
+	path := o.path(d, "")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, disk.Error("open", path, err)
+	}
+	if namespace.Sum(b) != d {
+		_ = os.Remove(path)
+		return nil, namespace.E(namespace.Corrupt, "read", path, errors.New("digest"))
+	}
+	return b, nil
+}
+
+// write keeps an object. It is not synced: a digest tells whether it is whole.
+func (o *objects) write(d namespace.Digest, suffix string, b []byte) error {
+	path := o.path(d, suffix)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return disk.Error("create", filepath.Dir(path), err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	if err != nil {
+		return disk.Error("create in", filepath.Dir(path), err)
+	}
+	_, err = f.Write(b)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return disk.Error("write", path, err)
+	}
+	o.written(int64(len(b)))
+	return nil
+}
+
+// locator returns a locator that is here, decoded; nil if there is none.
+func (o *objects) locator(d namespace.Digest) *object.Locator {
+	o.mu.Lock()
+	l := o.locators[d]
+	o.mu.Unlock()
+	if l != nil {
+		return l
+	}
+	b, err := os.ReadFile(o.path(d, ".loc"))
+	if err != nil {
+		return nil
+	}
+	if l, err = object.OpenLocator(b); err != nil {
+		_ = os.Remove(o.path(d, ".loc"))
+		return nil
+	}
+	o.keep(d, l)
+	return l
+}
+
+// keep remembers a decoded locator, dropping others if there are too many.
+func (o *objects) keep(d namespace.Digest, l *object.Locator) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if old := o.locators[d]; old != nil {
+		o.kept -= old.Len()
+	}
+	o.locators[d] = l
+	o.kept += l.Len()
+	for other, x := range o.locators { // in no order: they are quickly read again
+		if o.kept <= locatorChunks {
+			break
+		}
+		if other != d {
+			delete(o.locators, other)
+			o.kept -= x.Len()
+		}
+	}
+}
+
+// forgetLocator drops a locator that led nowhere.
+func (o *objects) forgetLocator(d namespace.Digest) {
+	o.mu.Lock()
+	if l := o.locators[d]; l != nil {
+		delete(o.locators, d)
+		o.kept -= l.Len()
+	}
+	o.mu.Unlock()
+	_ = os.Remove(o.path(d, ".loc"))
+}
+
+// each calls fn for every file of the store that is not being written.
+func (o *objects) each(fn func(path string, info fs.FileInfo)) {
+	_ = filepath.WalkDir(o.dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return nil
+		}
+		if info, err := e.Info(); err == nil {
+			fn(path, info)
+		}
+		return nil
+	})
+}
+
+// bytes returns the size of all files.
+func (o *objects) bytes() (n int64) {
+	o.each(func(_ string, info fs.FileInfo) { n += info.Size() })
+	return n
+}
+
+// verifyObjects reads every object and holds it against its name.
+func (c *Cache) verifyObjects(rep *VerifyReport) {
+	c.objects.each(func(path string, _ fs.FileInfo) {
+		rep.Checked++
+		b, err := os.ReadFile(path)
+		if name, isLocator := strings.CutSuffix(filepath.Base(path), ".loc"); err == nil && isLocator {
+			_, err = object.OpenLocator(b)
+		} else if d, perr := namespace.ParseHex(name); err == nil && (perr != nil || namespace.Sum(b) != d) {
+			err = errors.New("digest")
+		}
+		if err != nil {
+			rep.Damaged++ // reading it drops it; nothing trusts it
+		}
+	})
+}
