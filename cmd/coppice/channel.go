@@ -1,0 +1,148 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/trust"
+)
+
+func (a *app) channelCommand() *cobra.Command {
+	return group("channel", "Point endpoints at namespace versions", a.channelSet(), a.channelRollback(), a.channelList(), a.channelLog())
+}
+
+func (a *app) channelSet() *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use:   "set CHANNEL NAME@N",
+		Short: "Make a namespace version the active one of a channel",
+		Long: `Writes a signed pointer with the next seq. Endpoints that follow the channel switch to the
+version as soon as they hear of it. Setting what is set already writes a new seq as well.`,
+		Example: "  coppice channel set desktop/stable desk@7 --reason 'openssl 3.0.17'",
+		Args:    exact(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			v, err := namespace.ParseVersion(args[1])
+			if err != nil {
+				return err
+			}
+			return a.movePointer(c, func(p *trust.Publisher) (namespace.Pointer, error) {
+				return p.Set(c.Context(), args[0], v, reason)
+			})
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "`TEXT` kept in the history")
+	return c
+}
+
+func (a *app) channelRollback() *cobra.Command {
+	var to, reason string
+	c := &cobra.Command{
+		Use:   "rollback CHANNEL",
+		Short: "Go back to the version that was active before",
+		Long: `Writes a signed pointer with the next, higher seq that names the version which was active before
+the current one, or the one given with --to. No data moves.`,
+		Example: "  coppice channel rollback desktop/stable\n  coppice channel rollback desktop/stable --to desk@3",
+		Args:    exact(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			var v namespace.Version
+			if to != "" {
+				var err error
+				if v, err = namespace.ParseVersion(to); err != nil {
+					return err
+				}
+			}
+			return a.movePointer(c, func(p *trust.Publisher) (namespace.Pointer, error) {
+				return p.Rollback(c.Context(), args[0], v, reason)
+			})
+		},
+	}
+	c.Flags().StringVar(&to, "to", "", "go to `NAME@N`")
+	c.Flags().StringVar(&reason, "reason", "", "`TEXT` kept in the history")
+	return c
+}
+
+func (a *app) movePointer(c *cobra.Command, move func(*trust.Publisher) (namespace.Pointer, error)) error {
+	w, err := a.openWorkshop(c.Context())
+	if err != nil {
+		return err
+	}
+	p, err := w.publisher()
+	if err != nil {
+		return err
+	}
+	ptr, err := move(p)
+	if err != nil {
+		return err
+	}
+	return a.result(ptr, func(out io.Writer) {
+		fmt.Fprintf(out, "%s  seq %d  %s  %s\n", ptr.Channel, ptr.Seq, ptr.Version, ptr.Manifest)
+	})
+}
+
+func (a *app) channelList() *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Short:   "List the channels and what they point at",
+		Example: "  coppice channel list --json",
+		Args:    exact(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			r, err := a.openReader(c.Context())
+			if err != nil {
+				return err
+			}
+			names, err := r.source.Refs(c.Context(), namespace.ChannelRef)
+			if err != nil {
+				return err
+			}
+			all := []namespace.Pointer{}
+			for _, name := range names {
+				p, _, err := r.refs.Pointer(c.Context(), name)
+				if err != nil {
+					return err
+				}
+				all = append(all, p)
+			}
+			return a.result(all, func(w io.Writer) { table(w, "CHANNEL SEQ VERSION ISSUED REASON", pointerRows(all)) })
+		},
+	}
+}
+
+func (a *app) channelLog() *cobra.Command {
+	var limit int
+	c := &cobra.Command{
+		Use:     "log CHANNEL",
+		Short:   "Show what a channel pointed at, newest first",
+		Example: "  coppice channel log desktop/stable -n 10",
+		Args:    exact(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			r, err := a.openReader(c.Context())
+			if err != nil {
+				return err
+			}
+			all := []namespace.Pointer{}
+			p := trust.Publisher{Refs: r.refs, Blobs: r}
+			err = p.History(c.Context(), args[0], func(ptr namespace.Pointer) bool {
+				all = append(all, ptr)
+				return limit <= 0 || len(all) < limit
+			})
+			if err != nil {
+				return err
+			}
+			return a.result(all, func(w io.Writer) { table(w, "CHANNEL SEQ VERSION ISSUED REASON", pointerRows(all)) })
+		},
+	}
+	c.Flags().IntVarP(&limit, "number", "n", 0, "show at most `N`; 0 shows all")
+	return c
+}
+
+func pointerRows(all []namespace.Pointer) [][]string {
+	var rows [][]string
+	for _, p := range all {
+		rows = append(rows, []string{p.Channel, strconv.FormatUint(p.Seq, 10), p.Version.String(), when(p.Issued), p.Reason})
+	}
+	return rows
+}

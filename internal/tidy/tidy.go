@@ -1,0 +1,89 @@
+// Package tidy holds the rules of the house as a test: who may import whom, which package is the
+// one door of a dependency, that every package and every exported name is documented, and how
+// large functions and files may grow.
+//
+// The tables below are policy. A test that fails is mended in the code, not here; a rule that is
+// wrong is changed here with a reason, and by a file in docs/decisions if the design says
+// otherwise.
+package tidy
+
+// module is the prefix of our own import paths.
+const module = "coppice.dev/coppice/"
+
+// floors lists what of ours a package may import besides itself. A package that is not listed
+// may not exist. Siblings do not import each other; tests may import the test-only rooms.
+var floors = map[string][]string{
+	"namespace":           {},
+	"namespace/catalog":   {"namespace"},
+	"namespace/object":    {"namespace"},
+	"namespace/trust":     {"namespace"},
+	"namespace/origin":    {"namespace", "internal/disk"},
+	"namespace/storetest": {"namespace"},
+	"internal/disk":       {"namespace"},
+	"internal/tidy":       {},
+	"builder":             {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
+	"cache":               {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
+	"fusefs":              {"namespace", "namespace/catalog"},
+	"rollout":             {"namespace", "namespace/trust"},
+	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
+		"builder", "cache", "fusefs", "rollout", "internal/disk"},
+}
+
+// testRooms may be imported by any test.
+var testRooms = []string{"namespace/storetest", "namespace", "namespace/catalog", "namespace/object", "namespace/trust", "internal/disk"}
+
+// doors names, for each third-party module, the packages that may import it: one, unless a
+// reason stands beside it.
+var doors = map[string][]string{
+	"github.com/hanwen/go-fuse":           {"fusefs"},
+	"github.com/containerd/continuity":    {"builder"},
+	"github.com/klauspost/compress":       {"namespace/object"},
+	"github.com/PlakarKorp":               {"namespace/object"},
+	"github.com/cespare/xxhash":           {"cache"},
+	"go.etcd.io/bbolt":                    {"cache"},
+	"github.com/ulikunitz/xz":             {"builder"},
+	"github.com/cenkalti/backoff":         {"namespace/origin"},
+	"github.com/google/renameio":          {"internal/disk"},
+	"github.com/spf13/cobra":              {"cmd/coppice"},
+	"github.com/goccy/go-yaml":            {"cmd/coppice"},
+	"github.com/vbauerster/mpb":           {"cmd/coppice"},
+	"github.com/rogpeppe/go-internal":     {"cmd/coppice"},                                                                    // tests: testscript
+	"github.com/prometheus/client_golang": {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                             // each has collectors, the command serves them
+	"golang.org/x/sys":                    {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "cmd/coppice"}, // the kernel's door, not a library's
+	"golang.org/x/sync":                   {"builder", "cache", "namespace/origin", "fusefs"},
+}
+
+// pure lists packages that must not reach outside, and what they may not import for it.
+var pure = map[string][]string{
+	"namespace":         {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
+	"namespace/catalog": {"os", "net", "net/http", "os/exec", "syscall", "time", "log", "log/slog"},
+	"namespace/trust":   {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
+}
+
+// Sizes, in lines. Few functions may be longer than functionLines, none longer than functionMax.
+const (
+	fileMax         = 600
+	functionLines   = 60
+	functionMax     = 100
+	longShare       = 0.02 // of all functions may exceed functionLines
+	topLevelAllowed = "cmd namespace fusefs cache builder rollout docs internal go.mod go.sum Makefile README.md LICENSE .ci .gitignore .git"
+)
+
+// banned are idioms with a reason against each. Matched as text in non-test files.
+var banned = map[string]string{
+	"ioutil.":        "deprecated: os and io have it",
+	"log.Fatal":      "exits without a cleanup; return an error",
+	"panic(":         "bad input is an error with a Kind",
+	"os.Exit(":       "only main may",
+	"// TO" + "DO":   "an issue, or the code",
+	"time.Sleep(":    "waits that cannot be cancelled; use a timer and a context",
+	"interface{}":    "any",
+	"http.DefaultCl": "has no time-out",
+}
+
+// bannedExcept says where a banned idiom is right.
+var bannedExcept = map[string][]string{
+	"os.Exit(":    {"cmd/coppice/main.go"},
+	"time.Sleep(": {},
+	"panic(":      {},
+}

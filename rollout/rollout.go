@@ -1,0 +1,236 @@
+// Package rollout decides which namespace version an endpoint runs, and when.
+//
+// Today it is the follower: it waits for a channel's pointer, holds it against what was seen
+// before, has the version staged and activated, and remembers. It knows no network, no kernel
+// and no disk layout: those are the interfaces of [Options].
+//
+// A pointer is remembered before it is acted on. A crash in between is repaired at the next
+// start, which activates the remembered pointer; the other order could forget a seq that was
+// already shown to users, and accept its replay.
+package rollout
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/trust"
+)
+
+// Memory keeps the envelope of the newest accepted pointer of a channel.
+type Memory interface {
+	// Load returns the envelope saved last, nil if there is none. Kinds: Denied, Internal.
+	Load(channel string) ([]byte, error)
+	// Save keeps an envelope durably. Kinds: Limit, Denied, Internal.
+	Save(channel string, envelope []byte) error
+}
+
+// Activator makes the endpoint run a namespace version. Both methods are idempotent and are not
+// called concurrently by one follower.
+type Activator interface {
+	// Stage makes ready whatever lets Activate be quick. Failing leaves the active version alone.
+	Stage(ctx context.Context, p namespace.Pointer) error
+	// Activate shows the version, entirely, or fails and leaves the old one.
+	Activate(ctx context.Context, p namespace.Pointer) error
+}
+
+// Options configure a Follower. Reader, Root, Memory and Activator are required.
+type Options struct {
+	Channel   string
+	Reader    namespace.RefReader // a namespace.RefWaiter is used as one
+	Root      *trust.Root
+	Memory    Memory
+	Activator Activator
+	Poll      time.Duration // between polls of a source that cannot wait; default 30 s, ±10 %
+	Logger    *slog.Logger  // default: discard
+	// Notify, if set, is told of every change of Status. It must not block.
+	Notify func(Status)
+}
+
+// Status says where a follower is.
+type Status struct {
+	Desired    namespace.Pointer // the newest accepted pointer
+	Active     namespace.Pointer // what Activate succeeded for last
+	Online     bool              // the last attempt to read the pointer reached the origin
+	LastError  string            // of reading, staging or activating; "" if the last went well
+	LastChange time.Time
+}
+
+// Follower follows one channel. Make it with [New], then call Start and Run from one goroutine.
+type Follower struct {
+	o      Options
+	status Status
+	raw    []byte // envelope of status.Desired
+}
+
+// retryAfter bounds the wait after a failure: short at first, for a blip; then as long as a poll.
+const retryAfterMin = 200 * time.Millisecond
+
+// New returns a follower; it does nothing yet.
+func New(o Options) *Follower {
+	if o.Poll <= 0 {
+		o.Poll = 30 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Notify == nil {
+		o.Notify = func(Status) {}
+	}
+	return &Follower{o: o}
+}
+
+// Start activates a version once: what the origin points at or, if the origin cannot be reached,
+// what was remembered. A pointer that is refused (signature, seq) is an error even if an older one
+// is remembered: somebody is tampering, and a person who starts a mount should know.
+// Kinds: NotExist, Denied, Stale, Corrupt, Unavailable, those of the activator.
+func (f *Follower) Start(ctx context.Context) error {
+	if err := f.recall(); err != nil {
+		return err
+	}
+	b, err := f.o.Reader.Ref(ctx, f.ref())
+	switch {
+	case err == nil:
+		err = f.accept(b)
+	case namespace.IsKind(err, namespace.Unavailable) && f.raw != nil:
+		f.o.Logger.Warn("origin not reached, going on with the pointer seen last", "channel", f.o.Channel, "error", err)
+		f.note(func(s *Status) { s.Online, s.LastError = false, err.Error() })
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	return f.activate(ctx)
+}
+
+// Run follows the channel until ctx ends. Failures are logged, kept in the status and tried
+// again; the active version stays. It returns ctx's error.
+func (f *Follower) Run(ctx context.Context) error {
+	wait := retryAfterMin
+	for ctx.Err() == nil {
+		if err := f.step(ctx); err != nil && ctx.Err() == nil {
+			f.o.Logger.Warn("channel not followed", "channel", f.o.Channel, "error", err, "retry", wait)
+			online := !namespace.IsKind(err, namespace.Unavailable)
+			f.note(func(s *Status) { s.Online, s.LastError = online, err.Error() })
+			sleep(ctx, jitter(wait))
+			wait = min(2*wait, f.o.Poll)
+			continue
+		}
+		wait = retryAfterMin
+	}
+	return namespace.E(namespace.Canceled, "follow", f.o.Channel, ctx.Err())
+}
+
+// step waits for a new pointer and acts on it.
+func (f *Follower) step(ctx context.Context) error {
+	b, err := f.next(ctx)
+	if err != nil {
+		return err
+	}
+	if err := f.accept(b); err != nil {
+		return err
+	}
+	if f.status.Active.Seq == f.status.Desired.Seq {
+		f.note(func(s *Status) { s.Online, s.LastError = true, "" })
+		return nil
+	}
+	return f.activate(ctx)
+}
+
+// next returns the channel's record when it may have changed.
+func (f *Follower) next(ctx context.Context) ([]byte, error) {
+	have := f.raw
+	if f.status.Active.Seq != f.status.Desired.Seq {
+		return have, nil // accepted before, but not yet active: do not wait for another
+	}
+	if w, ok := f.o.Reader.(namespace.RefWaiter); ok {
+		start := time.Now()
+		b, err := w.WaitRef(ctx, f.ref(), have)
+		// A static server answers at once: then this is a poll, and must not become a flood.
+		if err == nil && string(b) == string(have) && time.Since(start) < time.Second {
+			sleep(ctx, jitter(f.o.Poll))
+		}
+		return b, err
+	}
+	sleep(ctx, jitter(f.o.Poll))
+	return f.o.Reader.Ref(ctx, f.ref())
+}
+
+// recall takes up the remembered pointer. One that no longer verifies is forgotten loudly: the
+// root may have changed hands, and then its seq means nothing.
+func (f *Follower) recall() error {
+	b, err := f.o.Memory.Load(f.o.Channel)
+	if err != nil || b == nil {
+		return err
+	}
+	p, err := f.o.Root.OpenPointer(f.o.Channel, b, 0, namespace.Digest{})
+	if err != nil {
+		return namespace.WithHint(err, "the remembered pointer is damaged; remove the state of this channel to start anew")
+	}
+	f.raw, f.status.Desired = b, p
+	return nil
+}
+
+// accept verifies a record and remembers it.
+func (f *Follower) accept(b []byte) error {
+	if string(b) == string(f.raw) {
+		return nil
+	}
+	last := f.status.Desired
+	p, err := f.o.Root.OpenPointer(f.o.Channel, b, last.Seq, last.Manifest)
+	if err != nil {
+		return err
+	}
+	if err := f.o.Memory.Save(f.o.Channel, b); err != nil {
+		return err
+	}
+	f.raw = b
+	f.note(func(s *Status) { s.Desired, s.Online = p, true })
+	return nil
+}
+
+func (f *Follower) activate(ctx context.Context) error {
+	p := f.status.Desired
+	if p.Manifest == f.status.Active.Manifest { // another seq, the same version: nothing to swap
+		f.note(func(s *Status) { s.Active, s.LastError = p, "" })
+		return nil
+	}
+	start := time.Now()
+	if err := f.o.Activator.Stage(ctx, p); err != nil {
+		return err
+	}
+	staged := time.Now()
+	if err := f.o.Activator.Activate(ctx, p); err != nil {
+		return err
+	}
+	f.o.Logger.Info("activated", "channel", p.Channel, "seq", p.Seq, "version", p.Version.String(),
+		"staged", staged.Sub(start), "swapped", time.Since(staged))
+	f.note(func(s *Status) { s.Active, s.LastError = p, "" })
+	return nil
+}
+
+func (f *Follower) note(change func(*Status)) {
+	change(&f.status)
+	f.status.LastChange = time.Now()
+	f.o.Notify(f.status)
+}
+
+func (f *Follower) ref() namespace.RefName {
+	return namespace.RefName{Kind: namespace.ChannelRef, Name: f.o.Channel}
+}
+
+// jitter spreads a fleet that was started together.
+func jitter(d time.Duration) time.Duration {
+	return d - d/10 + time.Duration(rand.Int64N(int64(d)/5+1))
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
