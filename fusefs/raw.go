@@ -26,6 +26,7 @@ type rawFS struct {
 	// generations finds the root catalog of a generation by its name below the super-root.
 	generations func(name string) (catalogAt, bool)
 	fails       failures
+	push        *pusher
 }
 
 // catalogAt is an instance's number and its catalog.

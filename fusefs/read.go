@@ -28,6 +28,9 @@ func (r *rawFS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadR
 	if err != nil {
 		return nil, r.fail("read", in.NodeId, err)
 	}
+	if in.Offset == 0 && n <= pushFileMax && n < len(buf) {
+		r.push.note(inst, entry)
+	}
 	return fuse.ReadResultData(buf[:n]), fuse.OK
 }
 

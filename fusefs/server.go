@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"coppice.dev/coppice/namespace"
@@ -17,13 +18,14 @@ import (
 
 // Server is a mount and the goroutines that answer for it. Safe for concurrent use.
 type Server struct {
-	o     Options
-	raw   *rawFS
-	table *table
-	fuse  *fuse.Server
-	done  chan struct{} // closed when the kernel has let go of the superblock
-	stop  chan struct{} // closed when the mount is taken away
-	once  sync.Once
+	o       Options
+	raw     *rawFS
+	table   *table
+	metrics *metrics
+	fuse    *fuse.Server
+	done    chan struct{} // closed when the kernel has let go of the superblock
+	stop    chan struct{} // closed when the mount is taken away
+	once    sync.Once
 
 	// gens is what handlers need of the generations; its lock is never held while anything else
 	// is done.
@@ -61,10 +63,13 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	s.gens.byName = map[string]catalogAt{}
 	s.raw = &rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), src: o.Source, table: s.table, log: o.Logger,
 		timeout: o.Timeout, generations: s.generation}
-	s.fuse, err = m.serve(newMetrics(s.raw), kernelOptions(o))
+	s.raw.push, s.metrics = newPusher(s.raw), newMetrics(s.raw)
+	s.fuse, err = m.serve(s.metrics, kernelOptions(o))
 	if err != nil {
 		return nil, errors.Join(err, m.close())
 	}
+	s.raw.push.store = s.fuse.InodeNotifyStoreCache
+	go s.raw.push.run(s.stop)
 	go func() {
 		defer close(s.done)
 		s.fuse.Serve()
@@ -156,6 +161,9 @@ func (s *Server) raiseReadAhead() {
 		s.o.Logger.Debug("read-ahead not raised", "error", err)
 	}
 }
+
+// Collector returns the counts of the kernel's requests as metrics.
+func (s *Server) Collector() prometheus.Collector { return s.metrics }
 
 // Dir returns the mount point.
 func (s *Server) Dir() string { return s.o.Dir }

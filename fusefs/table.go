@@ -12,6 +12,7 @@ import (
 
 // instance is a catalog at a place: in a generation, its root at a path.
 type instance struct {
+	path        pathID // of its root
 	cat         *catalog.Catalog
 	digest      namespace.Digest
 	gen         namespace.Digest // the generation's root
@@ -89,6 +90,7 @@ func (t *table) shard(id uint64) *shard { return &t.shards[id%shardCount] }
 func (t *table) addInstance(in instance, path pathID) (uint32, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	in.path = path
 	key := instanceKey{in.gen, path, in.digest}
 	if n, ok := t.numbers[key]; ok {
 		return n, nil

@@ -70,6 +70,10 @@ func (d *daemon) mount(ctx context.Context, req mountRequest) (mountReply, error
 		time.AfterFunc(time.Second, d.endIfEmpty)
 		return mountReply{}, err
 	}
+	labelled := prometheus.WrapRegistererWith(prometheus.Labels{"dir": req.Dir}, d.reg)
+	if err := labelled.Register(e.server.Collector()); err != nil {
+		d.log.Warn("no metrics of this mount", "dir", req.Dir, "error", err)
+	}
 	go d.follow(e)
 	active := e.activePointer()
 	d.log.Info("mounted", "dir", req.Dir, "target", req.Target, "version", active.Version.String(), "mode", e.server.Status().Mode)
@@ -98,6 +102,7 @@ func (d *daemon) follow(e *endpoint) {
 	delete(d.mounts, e.req.Dir)
 	d.mu.Unlock()
 	unregister(e.req.RunDir, e.req.Dir)
+	prometheus.WrapRegistererWith(prometheus.Labels{"dir": e.req.Dir}, d.reg).Unregister(e.server.Collector())
 	d.log.Info("unmounted", "dir", e.req.Dir)
 	d.endIfEmpty()
 }

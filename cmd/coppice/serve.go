@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -131,6 +132,8 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("POST /current", answer(d.current))
 	mux.HandleFunc("POST /cache", answer(func(context.Context, struct{}) (cache.Stats, error) { return d.cache.Stats(), nil }))
 	mux.HandleFunc("POST /hydrate", d.hydrate)
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.Handle("/metrics", promhttp.HandlerFor(d.reg, promhttp.HandlerOpts{}))
 	return mux
 }
