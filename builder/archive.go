@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 
-	"github.com/klauspost/pgzip"
 	"github.com/ulikunitz/xz"
 
 	"coppice.dev/coppice/namespace"
@@ -19,7 +18,7 @@ var compressions = []struct {
 	magic string
 	open  func(io.Reader) (io.ReadCloser, error)
 }{
-	{"\x1f\x8b", func(r io.Reader) (io.ReadCloser, error) { return pgzip.NewReader(r) }},
+	{"\x1f\x8b", object.NewGzipReader},
 	{"\x28\xb5\x2f\xfd", object.NewZstdReader},
 	{"\xfd7zXZ\x00", func(r io.Reader) (io.ReadCloser, error) {
 		x, err := xz.NewReader(r)

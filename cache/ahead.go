@@ -62,7 +62,7 @@ func (c *Cache) decodeAhead(from frameKey) {
 			continue
 		}
 		e := rec.extents(s.id)[0].extent
-		f, _, err := c.frames.get(frameKey{e.seg, e.at}, false, func(buf []byte) ([]byte, error) { return c.load(e, buf) })
+		f, _, err := c.frames.get(frameKey{e.seg, e.at}, e.plain, false, func(buf []byte) ([]byte, error) { return c.load(e, buf) })
 		if err != nil {
 			return // whoever demands it meets the error, and has it healed
 		}

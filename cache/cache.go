@@ -51,7 +51,7 @@ type Options struct {
 	Dir        string
 	QuotaBytes int64         // bound of what is on disk; default a tenth of the file system, at least 2 GiB
 	Timeout    time.Duration // bound of a read that waits for the network; default 10 s
-	// FrameBytes bounds decoded frames kept in memory; default 24 MiB.
+	// FrameBytes bounds decoded frames kept in memory; default 16 MiB.
 	FrameBytes int
 	Logger     *slog.Logger // default: discard
 }
@@ -59,7 +59,7 @@ type Options struct {
 const (
 	quotaMin       = 64 << 20 // smaller would evict what it just fetched
 	quotaDefault   = 2 << 30
-	frameBytes     = 24 << 20
+	frameBytes     = 16 << 20
 	timeoutDefault = 10 * time.Second
 )
 

@@ -256,7 +256,7 @@ func (c *Cache) admit(f planned, stored []byte) ([]byte, error) {
 	}
 	c.recovered()
 	r := record{at: at, stored: uint32(len(stored)), plain: f.FramePlain, codec: f.Codec, sum: sum, chunks: f.chunks}
-	if fr, _, err := c.frames.get(frameKey{seg, r.payload()}, false, func(buf []byte) ([]byte, error) {
+	if fr, _, err := c.frames.get(frameKey{seg, r.payload()}, r.plain, false, func(buf []byte) ([]byte, error) {
 		return append(buf[:0], plain...), nil
 	}); err == nil {
 		c.frames.release(fr)

@@ -29,7 +29,7 @@ type frame struct {
 // is used again, so a frame is only read between get and release.
 type frames struct {
 	bound int
-	pool  sync.Pool // of *[]byte
+	pools [frameClasses]sync.Pool // of *[]byte with room for frameClassMin<<class bytes
 
 	mu    sync.Mutex
 	byKey map[frameKey]*frame
@@ -41,9 +41,10 @@ func newFrames(bound int) *frames {
 	return &frames{bound: bound, byKey: map[frameKey]*frame{}, lru: list.New()}
 }
 
-// get returns the frame key, calling load if it is not there. load is given memory to use and is
-// called once for concurrent gets. first says that this is the first demand for the frame.
-func (fs *frames) get(key frameKey, demand bool, load func(buf []byte) ([]byte, error)) (f *frame, first bool, err error) {
+// get returns the frame key of size plain bytes, calling load if it is not there. load is given memory
+// to use and is called once for concurrent gets. first says that this is the first demand for the
+// frame.
+func (fs *frames) get(key frameKey, size uint32, demand bool, load func(buf []byte) ([]byte, error)) (f *frame, first bool, err error) {
 	fs.mu.Lock()
 	f, ok := fs.byKey[key]
 	if ok {
@@ -59,7 +60,7 @@ func (fs *frames) get(key frameKey, demand bool, load func(buf []byte) ([]byte, 
 		fs.byKey[key] = f
 		fs.mu.Unlock()
 		first = demand
-		f.buf, f.err = load(fs.memory())
+		f.buf, f.err = load(fs.memory(size))
 		close(f.ready)
 		fs.mu.Lock()
 		if f.err != nil {
@@ -129,17 +130,33 @@ func (fs *frames) shrink() {
 	}
 }
 
+// Memory comes in powers of two, so that what one frame leaves fits the next one of its kind.
+const (
+	frameClassMin = 128 << 10
+	frameClasses  = 6
+)
+
+// class returns the least class with room for n bytes.
+func class(n int) int {
+	c := 0
+	for c < frameClasses-1 && n > frameClassMin<<c {
+		c++
+	}
+	return c
+}
+
 // recycle gives a dropped frame's memory back.
 func (fs *frames) recycle(f *frame) {
-	if cap(f.buf) > 0 {
-		fs.pool.Put(&f.buf)
+	if c := class(cap(f.buf)); cap(f.buf) == frameClassMin<<c {
+		fs.pools[c].Put(&f.buf)
 	}
 }
 
-// memory returns a buffer to decode into; it may be too small.
-func (fs *frames) memory() []byte {
-	if p, ok := fs.pool.Get().(*[]byte); ok {
+// memory returns a buffer with room for size bytes.
+func (fs *frames) memory(size uint32) []byte {
+	c := class(int(size))
+	if p, ok := fs.pools[c].Get().(*[]byte); ok {
 		return (*p)[:0]
 	}
-	return nil
+	return make([]byte, 0, frameClassMin<<c)
 }

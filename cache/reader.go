@@ -154,7 +154,7 @@ func (r *Reader) ReadChunk(ctx context.Context, ref namespace.ChunkRef, p []byte
 // dropped, and that is the error.
 func (c *Cache) copyLocal(d namespace.Digest, e extent, p []byte, off int64) (int, error) {
 	key := frameKey{e.seg, e.at}
-	f, first, err := c.frames.get(key, true, func(buf []byte) ([]byte, error) { return c.load(e, buf) })
+	f, first, err := c.frames.get(key, e.plain, true, func(buf []byte) ([]byte, error) { return c.load(e, buf) })
 	if err != nil {
 		if namespace.IsKind(err, namespace.Corrupt) {
 			c.count.corrupt.Add(1)

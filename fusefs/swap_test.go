@@ -53,7 +53,7 @@ func TestSwapUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	for i := range 200 {
+	for i := 0; i < 200 || reads.Load() < 1000 && !t.Failed(); i++ {
 		activate(t, s, roots[(i+1)%2], "t@n")
 		if got, want := read(t, filepath.Join(mnt, "version")), []string{"two", "one"}[i%2]; got != want {
 			t.Fatalf("after swap %d: version %q, want %q", i, got, want)
@@ -61,9 +61,6 @@ func TestSwapUnderLoad(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	if reads.Load() < 1000 {
-		t.Errorf("only %d reads: the readers hardly ran", reads.Load())
-	}
 }
 
 // readOneVersion opens the root once and reads everything through it: it must be of one version.

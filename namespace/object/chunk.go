@@ -31,7 +31,6 @@ type HoleSkipper interface {
 // safe for concurrent use: one a goroutine.
 type Cutter struct {
 	whole []byte
-	cut   *chunkers.Chunker
 	src   granules
 }
 

@@ -2,6 +2,7 @@ package object_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/binary"
 	"io"
 	"math/rand/v2"
@@ -132,11 +133,32 @@ func FuzzDecodeBlob(f *testing.F) {
 	})
 }
 
-func TestZstdReader(t *testing.T) {
-	if _, err := object.NewZstdReader(strings.NewReader("no zstd")); err == nil {
-		r, _ := object.NewZstdReader(strings.NewReader("no zstd"))
-		if _, err := io.ReadAll(r); err == nil {
-			t.Error("read a stream that is none")
+func TestStreamReaders(t *testing.T) {
+	var z bytes.Buffer
+	g := gzip.NewWriter(&z)
+	if _, err := g.Write(text(100_000)); err != nil || g.Close() != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		open   func(io.Reader) (io.ReadCloser, error)
+		stored []byte
+	}{"gzip": {object.NewGzipReader, z.Bytes()}, "zstd": {object.NewZstdReader, object.EncodeBlob(text(100_000))[12:]}} {
+		r, err := c.open(bytes.NewReader(c.stored))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if err != nil || !bytes.Equal(got, text(100_000)) || r.Close() != nil {
+			t.Errorf("%s: %v, or differs", name, err)
+		}
+		if r, err := c.open(strings.NewReader("neither of both")); err == nil {
+			_, err = io.ReadAll(r)
+			r.Close()
+			if err == nil {
+				t.Errorf("%s: read a stream that is none", name)
+			}
+		} else {
+			wantKind(t, name, err, namespace.Corrupt)
 		}
 	}
 }

@@ -138,9 +138,15 @@ func (h *handler) serveKey(w http.ResponseWriter, r *http.Request, k namespace.K
 		return nil
 	}
 	if _, err := io.Copy(w, body); err != nil {
-		panic(http.ErrAbortHandler) // so that the client sees a broken body, not a short one
+		abort(w)
 	}
 	return nil
+}
+
+// abort makes the client see a broken body, not a short one: what was not written yet, the end of
+// the body among it, will not be.
+func abort(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0)) // every server's writer can
 }
 
 // serveMutable answers for a locator: what is read is what is tagged, never a mix of two.

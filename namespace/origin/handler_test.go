@@ -133,6 +133,26 @@ func TestHandlerLongPoll(t *testing.T) {
 	}
 }
 
+// A source that breaks in the middle is a broken body for the client, of whatever source.
+func TestHandlerBreaks(t *testing.T) {
+	for name, hide := range map[string]func(namespace.Source) namespace.Source{
+		"store": func(s namespace.Source) namespace.Source { return s },
+		"plain": func(s namespace.Source) namespace.Source { return struct{ namespace.Source }{s} },
+	} {
+		for _, tls := range []bool{false, true} {
+			m := storetest.NewMem()
+			if err := m.Put(t.Context(), packKey, storetest.Bytes(1, 1<<20)); err != nil {
+				t.Fatal(err)
+			}
+			f := &storetest.Faulty{Origin: m, Plan: func(storetest.Call) storetest.Fault { return storetest.Fault{Cut: 500_001} }}
+			_, c := serve(t, hide(f), tls)
+			if got, err := storetest.ReadAll(t.Context(), c, packKey, 0, -1); !namespace.IsKind(err, namespace.Unavailable) {
+				t.Errorf("%s, h2 %v: %d bytes, %v", name, tls, len(got), err)
+			}
+		}
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	ctx := t.Context()
 	m := origin.NewMetrics()

@@ -71,8 +71,9 @@ func (w *watcher) start() {
 	if err != nil {
 		return
 	}
-	w.file = os.NewFile(uintptr(fd), "inotify")
-	w.loop.Go(func() { w.read(w.file) })
+	file := os.NewFile(uintptr(fd), "inotify") // not w.file, which close clears
+	w.file = file
+	w.loop.Go(func() { w.read(file) })
 }
 
 // read turns events into notifications until the descriptor is closed.

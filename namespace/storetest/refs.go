@@ -117,7 +117,7 @@ func TestWait(t *testing.T, open func(t *testing.T) (namespace.RefWriter, namesp
 		next := Bytes(uint64(i), 20)
 		done := make(chan error, 1)
 		go func(have []byte) {
-			time.Sleep(20 * time.Millisecond)
+			<-time.After(20 * time.Millisecond)
 			done <- w.SwapRef(t.Context(), n, have, next)
 		}(have)
 		got, err := waitFor(t.Context(), r, n, have)
