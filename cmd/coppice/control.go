@@ -66,13 +66,17 @@ type controlError struct {
 	Kind    string `json:"kind"`
 	Message string `json:"message"`
 	Hint    string `json:"hint,omitempty"`
+	Ending  bool   `json:"ending,omitempty"` // ask the next daemon
 }
 
 func wireError(err error) *controlError {
-	return &controlError{namespace.KindOf(err).String(), err.Error(), namespace.HintOf(err)}
+	return &controlError{namespace.KindOf(err).String(), err.Error(), namespace.HintOf(err), errors.Is(err, errEnding)}
 }
 
 func (e *controlError) err() error {
+	if e.Ending {
+		return namespace.E(namespace.Unavailable, "", "", errEnding)
+	}
 	err := namespace.E(namespace.ParseKind(e.Kind), "", "", errors.New(e.Message))
 	if e.Hint != "" {
 		err = namespace.WithHint(err, e.Hint)

@@ -80,12 +80,15 @@ func (d *daemon) mount(ctx context.Context, req mountRequest) (mountReply, error
 	return mountReply{Version: active.Version.String(), Manifest: active.Manifest.String(), Mode: e.server.Status().Mode, Pinned: pinned}, nil
 }
 
+// errEnding says that the daemon has no mount any more and goes: the next one serves the request.
+var errEnding = errors.New("the daemon is ending")
+
 // claim reserves dir, so that two requests for it cannot both go on.
 func (d *daemon) claim(dir string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ending {
-		return namespace.E(namespace.Unavailable, "mount", dir, errors.New("the daemon is ending"))
+		return namespace.E(namespace.Unavailable, "mount", dir, errEnding)
 	}
 	if _, taken := d.mounts[dir]; taken {
 		return namespace.WithHint(namespace.E(namespace.Exist, "mount", dir, errors.New("it is a mount already")), "`coppice unmount "+dir+"` ends it")

@@ -67,12 +67,8 @@ func (a *app) mount(ctx context.Context, target, dir string, f mountFlags) error
 			return err
 		}
 	}
-	d, err := reachDaemon(ctx, cacheDir, f.quota)
+	d, reply, err := requestMount(ctx, req, cacheDir, f.quota)
 	if err != nil {
-		return err
-	}
-	var reply mountReply
-	if err := d.call(ctx, "/mount", req, &reply); err != nil {
 		return err
 	}
 	if reply.Pinned != "" && !a.quiet {
@@ -84,6 +80,25 @@ func (a *app) mount(ctx context.Context, target, dir string, f mountFlags) error
 		return err
 	}
 	return a.attend(ctx, d, req)
+}
+
+// requestMount has the cache's daemon mount, the next one if the present one is just ending.
+func requestMount(ctx context.Context, req mountRequest, cacheDir, quota string) (*daemonClient, mountReply, error) {
+	var reply mountReply
+	for {
+		d, err := reachDaemon(ctx, cacheDir, quota)
+		if err != nil {
+			return nil, reply, err
+		}
+		if err = d.call(ctx, "/mount", req, &reply); !errors.Is(err, errEnding) {
+			return d, reply, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, reply, err
+		case <-time.After(startPause):
+		}
+	}
 }
 
 // mountRequest checks the arguments and makes them absolute.
