@@ -48,6 +48,10 @@ type Options struct {
 	// PackBytes is the size at which a pack is closed; 0 is namespace.PackBytesTarget, which is also
 	// the maximum.
 	PackBytes int64
+	// Previous is the root of the tree that this one follows, and Loader loads its catalogs. With
+	// both set, large files that did not change are recognised by the digests of their chunks.
+	Previous namespace.Digest
+	Loader   catalog.Loader
 	// Progress, if set, is told how far the import is, at most every 50 ms and once at the end,
 	// from one goroutine at a time.
 	Progress func(Progress)

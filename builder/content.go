@@ -175,6 +175,21 @@ func (s *dirScan) stream(r *reader, f *foundFile, fd int, emit func(parcel) erro
 	if f.node.Xattrs, err = fdXattrs(fd); err != nil {
 		return err
 	}
+	if was := s.p.previous.chunks(s.p.ctx, f.path(), f.state.size); was != nil {
+		same, err := s.streamLike(f, fd, was, emit)
+		if err != nil {
+			return err
+		}
+		if same {
+			if err := f.same(fd); err != nil {
+				return err
+			}
+			return emit(parcel{files: 1})
+		}
+		if err := emit(parcel{extents: []extent{{node: f.node, reset: true}}}); err != nil {
+			return err
+		}
+	}
 	in := &fileReader{fd: fd, size: int64(f.state.size), sparse: f.sparse}
 	if err := r.stream(in, int64(f.state.size), f.node, emit); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {

@@ -396,7 +396,7 @@ func TestImportMemoryIsBounded(t *testing.T) {
 	dir := t.TempDir()
 	f, err := os.Create(dir + "/huge")
 	must(t, err)
-	for i := range 30 {
+	for i := range 75 {
 		_, err := f.Write(storetest.Bytes(uint64(i), 4<<20))
 		must(t, err)
 	}
@@ -413,10 +413,10 @@ func TestImportMemoryIsBounded(t *testing.T) {
 		},
 	})
 	must(t, err)
-	if r.Bytes != 120<<20 || store.bytes < 120<<20 {
+	if r.Bytes != 300<<20 || store.bytes < 300<<20 {
 		t.Errorf("%+v, %d bytes stored", r, store.bytes)
 	}
-	if peak > 100<<20 {
+	if peak > 180<<20 { // garbage included: what is kept would be more than all of it
 		t.Errorf("the heap grew to %d MiB", peak>>20)
 	}
 	t.Logf("heap at most %d MiB", peak>>20)

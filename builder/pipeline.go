@@ -24,6 +24,8 @@ type pipeline struct {
 	known *known
 	o     Options
 
+	previous *previous // nil: none
+
 	work  chan *job
 	order chan *job
 	lay   *layout
@@ -58,7 +60,7 @@ type extent struct {
 	data   []byte
 	digest namespace.Digest
 	hole   uint64
-	reset  bool // the node's content starts anew: it changed while it was read
+	reset  bool // the node's content starts anew: it changed while it was read, or is not what it was
 }
 
 // buffer is pooled memory of one of two sizes.
@@ -98,7 +100,7 @@ func newPipeline(ctx context.Context, store namespace.Store, k *known, o Options
 	group, ctx := errgroup.WithContext(ctx)
 	workers := runtime.GOMAXPROCS(0)
 	p := &pipeline{
-		ctx: ctx, group: group, store: store, known: k, o: o,
+		ctx: ctx, group: group, store: store, known: k, o: o, previous: newPrevious(o),
 		work:  make(chan *job, 4*workers),
 		order: make(chan *job, 4*workers),
 	}
@@ -178,7 +180,7 @@ func (r *reader) run(j *job) error {
 	defer close(j.out)
 	return j.run(r, func(pc parcel) error {
 		for i := range pc.extents {
-			if e := &pc.extents[i]; len(e.data) > 0 {
+			if e := &pc.extents[i]; len(e.data) > 0 && e.digest.IsZero() {
 				e.digest = namespace.Sum(e.data)
 			}
 		}

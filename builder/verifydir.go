@@ -13,7 +13,7 @@ import (
 // kept. Kinds: those of [Import], of the loader and of fn.
 func VerifyDir(ctx context.Context, loader catalog.Loader, root namespace.Digest, d DirSource, o Options,
 	fn func(catalog.Change) error) error {
-	o.FrameBytes = frameBytesDefault
+	o.FrameBytes, o.Previous, o.Loader = frameBytesDefault, root, loader
 	p := newPipeline(ctx, nil, &known{claimsNothing: true}, o)
 	found, err := d.read(p.ctx, p)
 	if err = p.finish(err); err != nil {
