@@ -75,9 +75,15 @@ func (a *app) importTree(ctx context.Context, name, src string, f importFlags) e
 		return err
 	}
 	defer done()
+	before, _, err := w.refs.ResolveTree(ctx, namespace.Version{Name: name})
+	if err != nil && !namespace.IsKind(err, namespace.NotExist) {
+		return err
+	}
 	warnings := []string{}
 	bar := a.progress("importing "+src, "files")
 	res, err := builder.Import(ctx, w.origin, source, builder.Options{
+		Previous: before.Root,
+		Loader:   w,
 		Progress: bar.Import,
 		Warn: func(path, reason string) {
 			warnings = append(warnings, path+": "+reason)
