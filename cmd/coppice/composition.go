@@ -38,11 +38,11 @@ func parseComposition(name string, b []byte) (*compositionFile, error) {
 	f := &compositionFile{name: name}
 	dec := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict())
 	if err := dec.Decode(&f.composition); err != nil {
-		return nil, namespace.E(namespace.Invalid, "read", name, errors.New(yaml.FormatError(err, false, true)))
+		return nil, f.yamlError(err)
 	}
 	var err error
 	if f.tree, err = parser.ParseBytes(b, 0); err != nil {
-		return nil, namespace.E(namespace.Invalid, "read", name, errors.New(yaml.FormatError(err, false, true)))
+		return nil, f.yamlError(err)
 	}
 	if len(f.Mounts) == 0 {
 		return nil, namespace.WithHint(namespace.E(namespace.Invalid, "read", name, errors.New("no mounts")),
@@ -52,6 +52,19 @@ func parseComposition(name string, b []byte) (*compositionFile, error) {
 		return nil, namespace.E(namespace.Limit, "read", name, fmt.Errorf("%d mounts, at most %d", len(f.Mounts), namespace.MountsMax))
 	}
 	return f, nil
+}
+
+// yamlError puts file, line and column in front of what the decoder says, and its picture of the
+// place behind.
+func (f *compositionFile) yamlError(err error) error {
+	var y yaml.Error
+	if !errors.As(err, &y) || y.GetToken() == nil {
+		return namespace.E(namespace.Invalid, "read", f.name, errors.New(yaml.FormatError(err, false, true)))
+	}
+	pos := y.GetToken().Position
+	where := fmt.Sprintf("%s:%d:%d", f.name, pos.Line, pos.Column)
+	_, picture, _ := strings.Cut(yaml.FormatError(err, false, true), "\n")
+	return namespace.WithHint(namespace.E(namespace.Invalid, where, "", errors.New(y.GetMessage())), picture)
 }
 
 // at puts file and line of mount i in front of an error.

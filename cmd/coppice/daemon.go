@@ -24,11 +24,16 @@ type daemon struct {
 	stop  context.CancelFunc // ends the daemon
 	reg   *prometheus.Registry
 
-	mu     sync.Mutex
-	mounts map[string]*endpoint // by directory
-	busy   int                  // mount requests under way
-	ending bool
+	mu      sync.Mutex
+	mounts  map[string]*endpoint // by directory
+	leaving int                  // endpoints out of the name space that processes still use
+	busy    int                  // mount requests under way
+	ending  bool
 }
+
+// leaveWithin is how long an unmount by force waits for the mount's users before it leaves them to
+// end when they like.
+const leaveWithin = time.Second
 
 // lingerEmpty is how long a daemon without a mount waits for one: for the command that started it.
 const lingerEmpty = 10 * time.Second
@@ -44,7 +49,7 @@ func newDaemon(dir string, c *cache.Cache, log *slog.Logger, stop context.Cancel
 func (d *daemon) endIfEmpty() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.mounts) == 0 && d.busy == 0 && !d.ending {
+	if len(d.mounts) == 0 && d.leaving == 0 && d.busy == 0 && !d.ending {
 		d.ending = true
 		d.log.Info("no mount left, ending")
 		d.stop()
@@ -101,13 +106,24 @@ func (d *daemon) claim(dir string) error {
 // follow runs an endpoint until it ends, by request or because somebody unmounted it.
 func (d *daemon) follow(e *endpoint) {
 	e.run()
-	d.mu.Lock()
-	delete(d.mounts, e.req.Dir)
-	d.mu.Unlock()
-	unregister(e.req.RunDir, e.req.Dir)
-	prometheus.WrapRegistererWith(prometheus.Labels{"dir": e.req.Dir}, d.reg).Unregister(e.server.Collector())
+	d.forget(e, -1)
 	d.log.Info("unmounted", "dir", e.req.Dir)
 	d.endIfEmpty()
+}
+
+// forget frees the directory of e for another mount, once. left is what it adds to those that
+// are leaving: 1 if processes still use e, -1 if e is over.
+func (d *daemon) forget(e *endpoint, left int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mounts[e.req.Dir] != e {
+		d.leaving += min(left, 0)
+		return
+	}
+	d.leaving += max(left, 0)
+	delete(d.mounts, e.req.Dir)
+	unregister(e.req.RunDir, e.req.Dir)
+	prometheus.WrapRegistererWith(prometheus.Labels{"dir": e.req.Dir}, d.reg).Unregister(e.server.Collector())
 }
 
 // unmount ends the mount at dir and returns when it is gone.
@@ -119,11 +135,28 @@ func (d *daemon) unmount(ctx context.Context, req unmountRequest) error {
 	if err := e.server.Unmount(req.Force); err != nil {
 		return err
 	}
+	var users <-chan time.Time
+	if req.Force {
+		users = time.After(leaveWithin)
+	}
 	select {
 	case <-e.done:
 		return nil
+	case <-users:
+		d.leave(e)
+		return nil
 	case <-ctx.Done():
 		return namespace.E(namespace.KindOf(ctx.Err()), "unmount", req.Dir, ctx.Err())
+	}
+}
+
+// leave gives up a mount that left the name space and still has users.
+func (d *daemon) leave(e *endpoint) {
+	select {
+	case <-e.done: // just now
+	default:
+		d.log.Info("unmounted, still in use", "dir", e.req.Dir)
+		d.forget(e, 1)
 	}
 }
 
@@ -160,7 +193,11 @@ func (d *daemon) close() {
 			d.log.Error("not unmounted", "dir", e.req.Dir, "error", err)
 			continue
 		}
-		<-e.done
+		select {
+		case <-e.done:
+		case <-time.After(leaveWithin):
+			d.log.Warn("ending under the users of a mount", "dir", e.req.Dir)
+		}
 	}
 	if err := d.cache.Close(); err != nil {
 		d.log.Error("cache not closed", "error", err)

@@ -59,10 +59,11 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 	e = &endpoint{req: req, log: d.log.With("dir", req.Dir), done: make(chan struct{}), source: src,
 		state: stateDir(filepath.Join(d.dir, "state", root.ID)),
 		refs:  trust.Refs{Reader: src, Root: root}, view: d.cache.Reader(src)}
-	e.ctx, e.cancel = context.WithCancel(context.Background())
+	bg, cancel := context.WithCancel(context.Background())
+	e.ctx, e.cancel = bg, cancel
 	defer func() {
-		if err != nil {
-			e.cancel()
+		if err != nil { // e may be nil by now
+			cancel()
 			src.Close()
 		}
 	}()

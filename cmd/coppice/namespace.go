@@ -40,12 +40,14 @@ set. Missing parent directories are made.`,
 		Example: "  coppice namespace publish desk -f desk.yaml",
 		Args:    exact(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if file == "" {
+				return namespace.WithHint(usage("no file with the composition"), "name it with -f; `"+c.CommandPath()+" --help` shows what is in it")
+			}
 			return a.publishNamespace(c.Context(), args[0], file, comment)
 		},
 	}
 	c.Flags().StringVarP(&file, "file", "f", "", "`FILE` with the composition (required)")
 	c.Flags().StringVar(&comment, "comment", "", "`TEXT` kept with the version")
-	_ = c.MarkFlagRequired("file")
 	return c
 }
 

@@ -46,7 +46,10 @@ what is published there. The key is never inside DIR, which is served to everyon
 }
 
 func (a *app) initOrigin(ctx context.Context, dir string) error {
-	keys := a.keysDir(dir)
+	keys, err := filepath.Abs(a.keysDir(dir)) // relative, it would compare with nothing
+	if err != nil {
+		return namespace.E(namespace.Invalid, "find", a.keys, err)
+	}
 	if inside, err := filepath.Rel(dir, keys); err == nil && filepath.IsLocal(inside) {
 		return usage("the keys would be in %s, inside the origin, and served to everyone", keys)
 	}

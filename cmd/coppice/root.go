@@ -52,6 +52,8 @@ local cache; rollout and rollback move a signed pointer.
   coppice namespace publish dev -f dev.yaml
   coppice channel set dev/stable dev@1
   coppice mount dev/stable /mnt`,
+		Args:              cobra.ArbitraryArgs, // so that an unknown verb comes to RunE
+		RunE:              verbs,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
@@ -63,6 +65,10 @@ local cache; rollout and rollback move a signed pointer.
 	f.StringVar(&a.keys, "keys", os.Getenv("COPPICE_KEYS"), "`DIR` of the signing keys (COPPICE_KEYS; default: the origin's directory with .keys appended)")
 	f.BoolVar(&a.json, "json", false, "print the result as JSON; fields are only ever added")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes")
+	// What the environment says is no default: help and manual are the same everywhere.
+	for _, name := range []string{"origin", "cache", "keys"} {
+		f.Lookup(name).DefValue = ""
+	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return namespace.WithHint(usage("%v", err), "`"+c.CommandPath()+" --help` shows the flags")
 	})
@@ -72,16 +78,30 @@ local cache; rollout and rollback move a signed pointer.
 	return root
 }
 
-// group makes a noun: a command that only holds verbs. An unknown verb is an error, not help.
-func group(use, short string, verbs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, RunE: func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return namespace.WithHint(usage("%s has no verb %q", c.CommandPath(), args[0]), "`"+c.CommandPath()+" --help` lists them")
-		}
-		return c.Help()
-	}}
-	c.AddCommand(verbs...)
+// group makes a noun: a command that only holds verbs. Its examples are the first one of each.
+func group(use, short string, subs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, RunE: verbs}
+	var examples []string
+	for _, sub := range subs {
+		first, _, _ := strings.Cut(sub.Example, "\n")
+		examples = append(examples, first)
+	}
+	c.Example = strings.Join(examples, "\n")
+	c.AddCommand(subs...)
 	return c
+}
+
+// verbs is what a command that only holds verbs does: help. An unknown verb is an error.
+func verbs(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return c.Help()
+	}
+	c.SuggestionsMinimumDistance = 2
+	hint := "`" + c.CommandPath() + " --help` lists them"
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean `" + c.CommandPath() + " " + near[0] + "`? " + hint
+	}
+	return namespace.WithHint(usage("%s has no verb %q", c.CommandPath(), args[0]), hint)
 }
 
 // exact refuses any other number of arguments than n, saying how the command is used.
