@@ -77,6 +77,7 @@ type Cache struct {
 	ahead    ahead
 	scratch  scratch
 
+	triggers    triggers
 	room        sync.Mutex   // one makes room at a time
 	objectBytes atomic.Int64 // of objects/, roughly: overwriting counts twice until the next start
 	degradedAt  atomic.Int64 // seconds since 1970 of the last complaint
@@ -84,6 +85,7 @@ type Cache struct {
 
 	work    sync.WaitGroup // goroutines that Close waits for
 	closing chan struct{}
+	close   sync.Once
 }
 
 // Open opens the cache in o.Dir, creating it if need be. One process at a time may: Exist says that
@@ -92,7 +94,7 @@ func Open(o Options) (*Cache, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
-	lock, err := acquire(o.Dir)
+	lock, clean, err := acquire(o.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -104,17 +106,17 @@ func Open(o Options) (*Cache, error) {
 	c.ahead.queue = make(chan frameKey, aheadQueue)
 	c.sweepTemporary()
 	c.objectBytes.Store(c.objects.bytes())
-	if c.segments, err = openSegments(filepath.Join(o.Dir, "segments")); err == nil {
-		c.index, err = openIndex(filepath.Join(o.Dir, "index.db"), c.log)
+	if c.segments, err = openSegments(filepath.Join(o.Dir, "segments"), o.QuotaBytes); err == nil {
+		c.index, err = openIndex(filepath.Join(o.Dir, "index.db"), clean, c.log)
 	}
 	if err == nil {
-		err = c.catchUp()
+		err = c.cutTails()
 	}
 	if err != nil {
 		c.release()
 		return nil, err
 	}
-	c.work.Go(c.index.flushLoop(c.closing))
+	c.work.Go(c.flushLoop)
 	c.work.Go(c.aheadLoop)
 	return c, nil
 }
@@ -147,53 +149,98 @@ func (o *Options) defaults() error {
 	return nil
 }
 
-// acquire takes the lock of a cache and writes our process id into it.
-func acquire(dir string) (*os.File, error) {
+// acquire takes the lock of a cache and writes our process id into it. clean says that whoever had it
+// before closed it: then no id is in it.
+func acquire(dir string) (lock *os.File, clean bool, err error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, namespace.E(namespace.KindOf(err), "lock", path, err)
+		return nil, false, namespace.E(namespace.KindOf(err), "lock", path, err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		holder, _ := os.ReadFile(path)
 		f.Close()
-		return nil, namespace.WithHint(
+		return nil, false, namespace.WithHint(
 			namespace.E(namespace.Exist, "open cache", dir, errors.New("another process has it")),
 			"process "+strings.TrimSpace(string(holder))+" does; use the mount's commands, or another --cache")
+	}
+	if info, err := f.Stat(); err == nil {
+		clean = info.Size() == 0
 	}
 	if err := f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
-	return f, nil // the id in it is for people: that it could not be written is no reason to fail
+	return f, clean, nil // the id in it is for people: that it could not be written is no reason to fail
 }
 
-// catchUp indexes what was appended after the last commit of the index, or everything if the index
-// had to be made anew.
-func (c *Cache) catchUp() error {
+// cutTails indexes what was appended after the last commit of the index, or everything if the index
+// had to be made anew, and cuts off what a crash left half-written.
+func (c *Cache) cutTails() error {
+	if c.index.leads(c.segments) {
+		c.log.Warn("segments of the cache are lost or cut; its index is made anew")
+		if err := c.index.replace(); err != nil {
+			return err
+		}
+	}
 	for _, s := range c.segments.all() {
-		from := c.index.covered(s.id)
-		end, err := s.scan(from, func(rec record) error {
-			for _, e := range rec.extents(s.id) {
-				c.index.put(e.digest, e.extent)
-			}
-			return nil
-		})
+		end, err := c.indexFrom(s, min(c.index.covered(s.id), s.size.Load()))
 		if err != nil {
 			return err
 		}
-		s.truncate(end) // a torn tail
-		c.index.cover(s.id, end)
+		s.truncate(end)
 	}
 	return c.index.flush()
 }
 
-// Close finishes what is under way and closes the cache. What is in it stays.
+// catchUp indexes all segments, while the cache is in use.
+func (c *Cache) catchUp() error {
+	for _, s := range c.segments.all() {
+		if _, err := c.indexFrom(s, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// indexFrom indexes the records of a segment from off on and returns where they end.
+func (c *Cache) indexFrom(s *segment, off uint32) (uint32, error) {
+	end, err := s.scan(off, func(rec record) error {
+		for _, e := range rec.extents(s.id) {
+			c.index.put(e.digest, e.extent)
+		}
+		if c.index.waiting() >= flushEntries {
+			return c.index.flush()
+		}
+		return nil
+	})
+	if err == nil && end != off {
+		c.index.cover(s.id, end)
+	}
+	return end, err
+}
+
+// sync makes everything that the cache holds survive a crash. Kinds: Limit, Internal.
+func (c *Cache) sync() error {
+	err := errors.Join(c.segments.sync(), c.objects.sync(), c.flushIndex())
+	if err == nil {
+		err = c.index.sync()
+	}
+	return err
+}
+
+// Close finishes what is under way, but for fetches, which it breaks off, and closes the cache. What
+// is in it stays. Nobody may use a catalog of the cache any more. Idempotent.
 func (c *Cache) Close() error {
-	close(c.closing)
-	c.flights.wait()
-	c.work.Wait()
-	err := c.index.flush()
-	c.release()
+	var err error
+	c.close.Do(func() {
+		close(c.closing)
+		c.flights.stop()
+		c.work.Wait()
+		if err = c.sync(); err == nil {
+			_ = c.lock.Truncate(0) // clean; if not, the next Open checks more
+		}
+		c.release()
+	})
 	return err
 }
 

@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,208 +8,192 @@ import (
 	"sync"
 
 	"coppice.dev/coppice/namespace"
-	"coppice.dev/coppice/namespace/catalog"
 	"coppice.dev/coppice/namespace/object"
 )
-
-// A miss fetches more than the frame it needs: the frames behind it in the pack, up to a window of
-// stored bytes, since packs are laid out in the order in which trees are read. The window grows
-// while misses go on where the last one ended.
-const (
-	windowMin = 1 << 20
-	windowMax = 8 << 20
-	// gapMax is how much of a pack is fetched for nothing rather than in two requests.
-	gapMax = 64 << 10
-	// lookMax bounds the chunks looked at to plan a window: some of them may be in other packs.
-	lookMax = 64 << 10
-)
-
-// planned is a frame to fetch and the chunks that are known to be in it.
-type planned struct {
-	object.Place
-	chunks []object.FrameChunk
-}
-
-func (p planned) end() int64     { return p.FrameOff + int64(p.FrameLen) }
-func (p planned) key() flightKey { return flightKey{p.Pack, p.FrameOff} }
-
-// window is a plan: consecutive frames of one pack, and the chunk after the last of them.
-type window struct {
-	frames []planned
-	next   int
-}
 
 // fetchChunk fetches a chunk with its neighbours. It returns nil when the chunk is in the cache, or
 // the chunk's bytes if it could not be kept.
 func (r *Reader) fetchChunk(ctx context.Context, ref namespace.ChunkRef) ([]byte, error) {
+	subject := "chunk " + ref.Digest.String()
 	var err error
-	for attempt := range 2 {
-		var place object.Place
-		var fl *flight
-		if place, fl, err = r.flyTo(ctx, ref, attempt > 0); err == nil {
-			err = fl.wait(ctx, r.c.o.Timeout, flightKey{place.Pack, place.FrameOff})
-		}
-		if err == nil {
-			if fl.plain == nil {
-				return nil, nil
-			}
-			return fl.plain[place.Off:][:ref.Size], nil
+	var old *object.Locator
+	for range 2 {
+		var got []byte
+		if got, old, err = r.tryChunk(ctx, ref, old); err == nil {
+			return got, nil
 		}
 		// A locator may be out of date: packs are rewritten. Anything else is what it is.
-		if k := namespace.KindOf(err); k != namespace.Corrupt && k != namespace.NotExist {
-			return nil, err
+		switch namespace.KindOf(err) {
+		case namespace.Corrupt, namespace.NotExist:
+		case namespace.Invalid: // a range behind the end of a pack; the reference itself was checked
+			if old == nil {
+				return nil, err
+			}
+			err = namespace.E(namespace.Corrupt, "", "", err)
+		default:
+			return nil, namespace.E(namespace.KindOf(err), "read", subject, err)
 		}
 	}
-	return nil, err
+	return nil, namespace.E(namespace.KindOf(err), "read", subject, err)
 }
 
-// flyTo returns the flight that brings a chunk, starting it if need be.
-func (r *Reader) flyTo(ctx context.Context, ref namespace.ChunkRef, fresh bool) (object.Place, *flight, error) {
-	// Loading a catalog or a locator waits for the network as well, and no longer than a read may.
-	ctx, cancel := context.WithTimeout(ctx, r.c.o.Timeout)
-	defer cancel()
-	cat, err := r.Catalog(ctx, ref.Catalog)
+// tryChunk fetches a chunk by a locator that is not old, and returns the one that was used.
+func (r *Reader) tryChunk(ctx context.Context, ref namespace.ChunkRef, old *object.Locator) ([]byte, *object.Locator, error) {
+	cat, err := r.catalog(ctx, ref.Catalog)
 	if err != nil {
-		return object.Place{}, nil, err
-	}
-	loc, err := r.locator(ctx, ref.Catalog, fresh)
-	if err != nil {
-		return object.Place{}, nil, err
+		return nil, nil, err
 	}
 	i := int(ref.Index)
-	if i >= loc.Len() || loc.Len() != cat.NumChunks() || loc.Place(i).IsZero() ||
+	if i >= cat.NumChunks() || cat.Chunk(i).Digest != ref.Digest || cat.ChunkLen(i) != uint64(ref.Size) || ref.Digest.IsZero() {
+		return nil, nil, namespace.E(namespace.Invalid, "fetch", "chunk "+ref.Digest.String(),
+			fmt.Errorf("not chunk %d of catalog %s", i, ref.Catalog))
+	}
+	loc, err := r.locator(ctx, ref.Catalog, old)
+	if err != nil {
+		return nil, old, err
+	}
+	if loc.Len() != cat.NumChunks() || loc.Place(i).IsZero() ||
 		uint64(loc.Place(i).Off)+uint64(ref.Size) > uint64(loc.Place(i).FramePlain) {
-		return object.Place{}, nil, namespace.E(namespace.Corrupt, "fetch", "locator "+ref.Catalog.String(),
+		return nil, loc, namespace.E(namespace.Corrupt, "fetch", "locator "+ref.Catalog.String(),
 			fmt.Errorf("it does not say where chunk %s is", ref.Digest))
 	}
 	place := loc.Place(i)
-	fl := r.c.flights.find(flightKey{place.Pack, place.FrameOff})
+	key := flightKey{place.Pack, place.FrameOff}
+	fl := r.flyTo(source{ref.Catalog, cat, loc}, i, key)
+	if err := fl.wait(ctx, key); err != nil {
+		return nil, loc, err
+	}
+	if fl.plain == nil {
+		return nil, loc, nil
+	}
+	// The frame may have come by another locator, for other chunks: this one is not verified yet.
+	end := uint64(place.Off) + uint64(ref.Size)
+	if end > uint64(len(fl.plain)) || namespace.Sum(fl.plain[place.Off:end]) != ref.Digest {
+		return nil, loc, r.c.mismatch(ref.Digest, place)
+	}
+	return fl.plain[place.Off:end], loc, nil
+}
+
+func (c *Cache) mismatch(d namespace.Digest, p object.Place) error {
+	c.count.corrupt.Add(1)
+	return namespace.E(namespace.Corrupt, "verify", fmt.Sprintf("chunk %s in pack %s at %d", d, p.Pack, p.FrameOff),
+		errors.New("its bytes are others"))
+}
+
+// flyTo returns the flight that brings the frame of chunk i, starting it if need be.
+func (r *Reader) flyTo(src source, i int, key flightKey) *flight {
+	fl := r.c.flights.find(key)
 	if fl == nil {
-		fl = r.start(cat, loc, i)
+		limit, sequential := r.run.limit(src.loc.Place(i))
+		w := r.c.plan(src, i, limit)
+		r.run.planned(w.frames[len(w.frames)-1])
+		fl = r.launch(w, r.following(sequential, src, w.next, limit), nil, true)
 	}
 	if fl.follow != nil {
 		fl.follow()
 	}
-	return place, fl, nil
-}
-
-// start plans a window from chunk i on and fetches it. It returns the flight of i's frame.
-func (r *Reader) start(cat *catalog.Catalog, loc *object.Locator, i int) *flight {
-	place := loc.Place(i)
-	limit, sequential := r.run.limit(place)
-	w := r.plan(cat, loc, i, limit)
-	r.run.planned(w.frames[len(w.frames)-1])
-	fl, more := r.launch(w)
-	if fl == nil { // somebody was faster
-		if fl = r.c.flights.find(flightKey{place.Pack, place.FrameOff}); fl == nil {
-			fl = &flight{done: closed}
-		}
-		return fl
-	}
-	if sequential && more {
-		var once sync.Once
-		fl.follow = func() { once.Do(func() { r.prefetch(cat, loc, w.next, limit) }) }
-	}
 	return fl
 }
 
-// closed is a channel that is closed: for flights that are over.
-var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+// following returns what fetches the window behind one that ends at chunk i, once; nil if nothing
+// says that it will be wanted.
+func (r *Reader) following(sequential bool, src source, i int, limit int64) func() {
+	if !sequential {
+		return nil
+	}
+	var once sync.Once
+	return func() { once.Do(func() { r.prefetch(src, i, min(2*limit, windowMax)) }) }
+}
 
 // prefetch fetches the window from chunk i on; nobody waits for it yet.
-func (r *Reader) prefetch(cat *catalog.Catalog, loc *object.Locator, i int, limit int64) {
-	for ; i < loc.Len(); i++ {
-		p := loc.Place(i)
-		if p.IsZero() {
+func (r *Reader) prefetch(src source, i int, limit int64) {
+	for ; i < src.loc.Len(); i++ {
+		if src.loc.Place(i).IsZero() {
 			continue
 		}
-		if _, here := r.c.index.get(cat.Chunk(i).Digest); here {
+		if r.c.holds(src.cat.Chunk(i).Digest) {
 			return
 		}
-		w := r.plan(cat, loc, i, limit)
+		w := r.c.plan(src, i, limit)
 		r.run.planned(w.frames[len(w.frames)-1])
-		r.launch(w)
+		r.launch(w, r.following(true, src, w.next, limit), nil, true)
 		return
 	}
 }
 
-// plan collects the frames to fetch for chunk i: its own, and those behind it in its pack that are
-// not here, until limit stored bytes.
-func (r *Reader) plan(cat *catalog.Catalog, loc *object.Locator, i int, limit int64) window {
-	first := loc.Place(i)
-	for i > 0 && loc.Place(i-1).Pack == first.Pack && loc.Place(i-1).FrameOff == first.FrameOff {
-		i-- // chunks of the same frame that come before
-	}
-	w := window{frames: []planned{{Place: first}}}
-	cur := &w.frames[0]
-	for end := min(i+lookMax, loc.Len()); i < end; i++ {
-		p := loc.Place(i)
-		w.next = i
-		if p.IsZero() || p.Pack != first.Pack || p.FrameOff < cur.FrameOff {
-			continue // a hole, or a duplicate of what is elsewhere
-		}
-		chunk := cat.Chunk(i)
-		if p.FrameOff != cur.FrameOff {
-			_, here := r.c.index.get(chunk.Digest)
-			if here || p.FrameOff < cur.end() || p.FrameOff-cur.end() > gapMax || p.FrameOff+int64(p.FrameLen)-first.FrameOff > limit {
-				break
-			}
-			w.frames = append(w.frames, planned{Place: p})
-			cur = &w.frames[len(w.frames)-1]
-		}
-		if n := len(cur.chunks); n == 0 || cur.chunks[n-1].Digest != chunk.Digest {
-			cur.chunks = append(cur.chunks, object.FrameChunk{Digest: chunk.Digest, Off: p.Off, Len: uint32(cat.ChunkLen(i))})
-		}
-	}
-	return w
-}
-
-// launch starts to fetch a window, as far as nobody else does already. It returns the flight of its
-// first frame, nil if that is under way, and whether all of the window was launched.
-func (r *Reader) launch(w window) (*flight, bool) {
+// launch starts to fetch a window, as far as nobody else does already, and returns the flight of its
+// first frame, whoever brings it. show says that the frames will be read soon. ended, if not nil, is
+// called when the request is over, or at once if there is none.
+func (r *Reader) launch(w window, follow, ended func(), show bool) *flight {
 	keys := make([]flightKey, len(w.frames))
 	for i, f := range w.frames {
 		keys[i] = f.key()
 	}
-	begun := r.c.flights.begin(keys)
-	if len(begun) == 0 {
-		return nil, false
+	fl, begun := r.c.flights.begin(keys, follow, func(fl []*flight) {
+		r.fetch(w.frames[:len(fl)], fl, show)
+		if ended != nil {
+			ended()
+		}
+	})
+	if !begun && ended != nil {
+		ended()
 	}
-	frames := w.frames[:len(begun)]
-	r.c.flights.work.Go(func() { r.fetch(frames, begun) })
-	return begun[0], len(begun) == len(w.frames)
+	return fl
 }
 
 // fetch gets frames in one request and ends their flights one after the other, as they arrive.
-func (r *Reader) fetch(frames []planned, fl []*flight) {
-	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
-	defer cancel()
-	done := 0
-	err := func() error {
-		first, last := frames[0], frames[len(frames)-1]
-		key := namespace.Key{Class: namespace.Pack, Digest: first.Pack}
-		r.c.count.requests.Add(1)
-		body, err := r.from.Get(ctx, key, first.FrameOff, last.end()-first.FrameOff)
-		if err != nil {
-			return err
-		}
-		defer body.Close()
-		at := first.FrameOff
-		for i, f := range frames {
-			stored, err := readFrame(body, f, &at)
-			r.c.count.fetched.Add(uint64(len(stored)))
-			if err != nil {
-				return namespace.E(fetchKind(err), "fetch", key.String(), err)
-			}
-			plain, err := r.c.admit(f, stored)
-			r.c.flights.end(f.key(), fl[i], plain, err)
-			done++
-		}
-		return nil
-	}()
+func (r *Reader) fetch(frames []planned, fl []*flight, show bool) {
+	done, err := 0, error(nil)
+	// A frame that arrived between the miss and now was brought by a flight that has just ended.
+	if !r.here(frames[0]) {
+		ctx, cancel := context.WithTimeout(r.c.flights.ctx, fetchTimeout)
+		defer cancel()
+		done, err = r.fetchRange(ctx, frames, fl, show)
+	}
 	for i := done; i < len(frames); i++ {
 		r.c.flights.end(frames[i].key(), fl[i], nil, err)
 	}
+}
+
+// here reports whether all known chunks of a frame are in the cache.
+func (r *Reader) here(f planned) bool {
+	for _, ch := range f.chunks {
+		if !r.c.holds(ch.Digest) {
+			return false
+		}
+	}
+	return true
+}
+
+// fetchRange gets frames and returns how many of them have arrived, right or wrong.
+func (r *Reader) fetchRange(ctx context.Context, frames []planned, fl []*flight, show bool) (done int, err error) {
+	first, last := frames[0], frames[len(frames)-1]
+	key := namespace.Key{Class: namespace.Pack, Digest: first.Pack}
+	body, err := r.get(ctx, key, first.FrameOff, last.end()-first.FrameOff)
+	if err != nil {
+		return 0, err
+	}
+	defer body.Close()
+	scratch := r.c.scratch.get()
+	defer r.c.scratch.put(scratch)
+	at := first.FrameOff
+	for i, f := range frames {
+		rec, err := readFrame(body, f, &at, *scratch)
+		if err != nil {
+			err = namespace.E(fetchKind(err), "fetch", key.String(), err)
+			r.link.note(err)
+			return i, err
+		}
+		*scratch = rec
+		r.link.note(nil)
+		r.c.count.fetched.Add(uint64(f.FrameLen))
+		plain, err := r.c.admit(f, rec, fl[i].follow, show)
+		r.c.flights.end(f.key(), fl[i], plain, err)
+		if r.c.index.waiting() > pendingMax {
+			_ = r.c.index.flush() // if it fails, the next regular one says so
+		}
+	}
+	return len(frames), nil
 }
 
 // fetchKind says what an error of a body means: one that ends early is the network's.
@@ -221,33 +204,40 @@ func fetchKind(err error) namespace.Kind {
 	return namespace.KindOf(err)
 }
 
-// readFrame reads the stored bytes of a frame, skipping a gap before it. at is where body stands.
-func readFrame(body io.Reader, f planned, at *int64) ([]byte, error) {
+// readFrame reads the stored bytes of a frame, skipping a gap before it, into a record without its
+// header, in buf's memory if it is large enough. at is where body stands.
+func readFrame(body io.Reader, f planned, at *int64, buf []byte) ([]byte, error) {
 	if _, err := io.CopyN(io.Discard, body, f.FrameOff-*at); err != nil {
 		return nil, err
 	}
-	stored := make([]byte, f.FrameLen)
-	n, err := io.ReadFull(body, stored)
+	prefix := recordPrefix(f.chunks)
+	if need := prefix + int(f.FrameLen); cap(buf) < need {
+		buf = make([]byte, need)
+	} else {
+		buf = buf[:need]
+	}
+	_, err := io.ReadFull(body, buf[prefix:])
 	*at = f.end()
-	return stored[:n], err
+	return buf, err
 }
 
-// admit verifies the chunks of a frame and keeps it. If it cannot be kept, its plain bytes are
-// returned. Corrupt: the frame is not what the catalog says.
-func (c *Cache) admit(f planned, stored []byte) ([]byte, error) {
-	plain, err := object.DecodeFrame(nil, stored, f.Codec, int(f.FramePlain))
+// admit verifies the chunks of a frame and keeps it; rec is its record, header missing. If it cannot
+// be kept, its plain bytes are returned. Corrupt: the frame is not what the catalog says.
+func (c *Cache) admit(f planned, rec []byte, follow func(), show bool) ([]byte, error) {
+	memory := c.frames.memory(f.FramePlain)
+	plain, err := object.DecodeFrame(memory, rec[recordPrefix(f.chunks):], f.Codec, int(f.FramePlain))
 	if err != nil {
+		c.frames.give(memory)
 		c.count.corrupt.Add(1)
 		return nil, namespace.E(namespace.Corrupt, "verify", fmt.Sprintf("frame at %d of pack %s", f.FrameOff, f.Pack), err)
 	}
 	for _, ch := range f.chunks {
 		if uint64(ch.Off)+uint64(ch.Len) > uint64(len(plain)) || namespace.Sum(plain[ch.Off:][:ch.Len]) != ch.Digest {
-			c.count.corrupt.Add(1)
-			return nil, namespace.E(namespace.Corrupt, "verify",
-				fmt.Sprintf("chunk %s in pack %s at %d", ch.Digest, f.Pack, f.FrameOff), errors.New("its bytes are others"))
+			c.frames.give(plain)
+			return nil, c.mismatch(ch.Digest, f.Place)
 		}
 	}
-	rec, sum := encodeRecord(stored, f.Codec, f.FramePlain, f.chunks)
+	sum := sealRecord(rec, f.Codec, f.FramePlain, f.chunks)
 	c.makeRoom(int64(len(rec)))
 	seg, at, err := c.segments.append(rec)
 	if err != nil {
@@ -255,11 +245,15 @@ func (c *Cache) admit(f planned, stored []byte) ([]byte, error) {
 		return plain, nil
 	}
 	c.recovered()
-	r := record{at: at, stored: uint32(len(stored)), plain: f.FramePlain, codec: f.Codec, sum: sum, chunks: f.chunks}
-	if fr, _, err := c.frames.get(frameKey{seg, r.payload()}, r.plain, false, func(buf []byte) ([]byte, error) {
-		return append(buf[:0], plain...), nil
-	}); err == nil {
-		c.frames.release(fr)
+	r := record{at: at, stored: f.FrameLen, plain: f.FramePlain, codec: f.Codec, sum: sum, chunks: f.chunks}
+	key := frameKey{seg, r.payload()}
+	if follow != nil {
+		c.triggers.set(key, follow)
+	}
+	if show {
+		c.show(key, f.FramePlain, plain)
+	} else {
+		c.frames.give(plain)
 	}
 	for _, e := range r.extents(seg) {
 		c.index.put(e.digest, e.extent)
@@ -268,32 +262,13 @@ func (c *Cache) admit(f planned, stored []byte) ([]byte, error) {
 	return nil, nil
 }
 
-// runs tells a sequence of misses from a random one.
-type runs struct {
-	mu    sync.Mutex
-	pack  namespace.Digest
-	end   int64
-	width int64
-}
-
-// limit returns the width of the window for a miss at p, and whether it goes on where the last
-// window ended. A new pack that begins at its beginning goes on as well.
-func (r *runs) limit(p object.Place) (int64, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	near := bytes.Equal(r.pack[:], p.Pack[:]) && p.FrameOff >= r.end && p.FrameOff-r.end <= gapMax
-	turned := r.pack != p.Pack && p.FrameOff < 64 && r.width > 0
-	if near || turned {
-		r.width = min(2*r.width, windowMax)
-		return r.width, true
+// show puts a frame that is decoded already among the decoded ones, which own plain then.
+func (c *Cache) show(key frameKey, size uint32, plain []byte) {
+	f, _, err := c.frames.get(key, size, false, func(buf []byte) ([]byte, error) {
+		c.frames.give(buf)
+		return plain, nil
+	})
+	if err == nil {
+		c.frames.release(f)
 	}
-	r.width = windowMin
-	return r.width, false
-}
-
-// planned notes where the newest window ends.
-func (r *runs) planned(last planned) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.pack, r.end = last.Pack, last.end()
 }

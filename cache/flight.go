@@ -8,11 +8,16 @@ import (
 	"coppice.dev/coppice/namespace"
 )
 
-// flightKey names what is being fetched: a frame of a pack, or (off 0) an object.
+// flightKey names what is being fetched: a frame of a pack, or an object, by a negative off.
 type flightKey struct {
 	digest namespace.Digest
 	off    int64
 }
+
+const (
+	offCatalog = -1
+	offLocator = -2
+)
 
 // flight is a fetch under way. It is finished whoever gives up waiting (C4).
 type flight struct {
@@ -26,16 +31,29 @@ type flight struct {
 
 // flights holds what is being fetched, so that concurrent misses are one request.
 type flights struct {
-	work sync.WaitGroup
+	ctx    context.Context // ends with the cache
+	cancel context.CancelFunc
+	work   sync.WaitGroup
 
-	mu    sync.Mutex
-	byKey map[flightKey]*flight
+	mu      sync.Mutex
+	stopped bool
+	byKey   map[flightKey]*flight
 }
 
-func newFlights() *flights { return &flights{byKey: map[flightKey]*flight{}} }
+func newFlights() *flights {
+	fs := &flights{byKey: map[flightKey]*flight{}}
+	fs.ctx, fs.cancel = context.WithCancel(context.Background())
+	return fs
+}
 
-// wait returns when nothing is under way.
-func (fs *flights) wait() { fs.work.Wait() }
+// stop breaks off what is under way and waits for it to end. Nothing begins any more.
+func (fs *flights) stop() {
+	fs.mu.Lock()
+	fs.stopped = true
+	fs.mu.Unlock()
+	fs.cancel()
+	fs.work.Wait()
+}
 
 // find returns the flight of a key, nil if there is none.
 func (fs *flights) find(key flightKey) *flight {
@@ -44,29 +62,39 @@ func (fs *flights) find(key flightKey) *flight {
 	return fs.byKey[key]
 }
 
-// begin registers flights for the keys, up to the first one that is under way already.
-func (fs *flights) begin(keys []flightKey) []*flight {
+// begin registers flights for the keys, up to the first one that is under way already, and runs fly
+// for them, which ends them. follow goes with the first. The flight under the first key comes back,
+// and whether this call began it.
+func (fs *flights) begin(keys []flightKey, follow func(), fly func([]*flight)) (first *flight, begun bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	var begun []*flight
+	if fs.stopped {
+		f := &flight{done: make(chan struct{}), err: namespace.E(namespace.Unavailable, "fetch", keys[0].digest.String(), context.Canceled)}
+		close(f.done)
+		return f, false
+	}
+	if f := fs.byKey[keys[0]]; f != nil {
+		return f, false
+	}
+	var all []*flight
 	for _, k := range keys {
 		if fs.byKey[k] != nil {
 			break
 		}
 		f := &flight{done: make(chan struct{})}
 		fs.byKey[k] = f
-		begun = append(begun, f)
+		all = append(all, f)
 	}
-	return begun
+	all[0].follow = follow
+	fs.work.Go(func() { fly(all) })
+	return all[0], true
 }
 
 // end finishes a flight.
 func (fs *flights) end(key flightKey, f *flight, plain []byte, err error) {
 	f.plain, f.err = plain, err
 	fs.mu.Lock()
-	if fs.byKey[key] == f {
-		delete(fs.byKey, key)
-	}
+	delete(fs.byKey, key)
 	fs.mu.Unlock()
 	close(f.done)
 }
@@ -75,32 +103,56 @@ func (fs *flights) end(key flightKey, f *flight, plain []byte, err error) {
 const fetchTimeout = 5 * time.Minute
 
 // once runs fetch for key, unless that is under way, in a goroutine of its own, and waits for it.
-func (fs *flights) once(ctx context.Context, timeout time.Duration, key flightKey, fetch func(context.Context) error) error {
-	fs.mu.Lock()
-	f := fs.byKey[key]
-	if f == nil {
-		f = &flight{done: make(chan struct{})}
-		fs.byKey[key] = f
-		fs.work.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
-			defer cancel()
-			fs.end(key, f, nil, fetch(ctx))
-		})
-	}
-	fs.mu.Unlock()
-	return f.wait(ctx, timeout, key)
+func (fs *flights) once(ctx context.Context, key flightKey, fetch func(context.Context) error) error {
+	f, _ := fs.begin([]flightKey{key}, nil, func(f []*flight) {
+		ctx, cancel := context.WithTimeout(fs.ctx, fetchTimeout)
+		defer cancel()
+		fs.end(key, f[0], nil, fetch(ctx))
+	})
+	return f.wait(ctx, key)
 }
 
-// wait waits for a flight to end, for a bounded time. Kinds: the flight's, Unavailable, Canceled.
-func (f *flight) wait(ctx context.Context, timeout time.Duration, key flightKey) error {
-	t := time.NewTimer(timeout)
-	defer t.Stop()
+// wait waits for a flight to end, as long as ctx lasts. Kinds: the flight's, Unavailable, Canceled.
+func (f *flight) wait(ctx context.Context, key flightKey) error {
 	select {
 	case <-f.done:
 		return f.err
-	case <-t.C:
-		return namespace.E(namespace.Unavailable, "fetch", key.digest.String(), context.DeadlineExceeded)
+	default:
+	}
+	select {
+	case <-f.done:
+		return f.err
 	case <-ctx.Done():
 		return namespace.E(namespace.KindOf(ctx.Err()), "fetch", key.digest.String(), ctx.Err())
+	}
+}
+
+// triggers are what is to be started when a frame is demanded for the first time: the fetch of the
+// window behind the one that it begins. Safe for concurrent use; the zero value is empty.
+type triggers struct {
+	mu sync.Mutex
+	at map[frameKey]func()
+}
+
+// triggersMax bounds them; a reader that went elsewhere leaves its last one behind.
+const triggersMax = 64
+
+func (t *triggers) set(key frameKey, fn func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.at == nil || len(t.at) >= triggersMax {
+		t.at = map[frameKey]func(){}
+	}
+	t.at[key] = fn
+}
+
+// fire runs what was set for key, once.
+func (t *triggers) fire(key frameKey) {
+	t.mu.Lock()
+	fn := t.at[key]
+	delete(t.at, key)
+	t.mu.Unlock()
+	if fn != nil {
+		fn()
 	}
 }

@@ -146,9 +146,12 @@ func class(n int) int {
 }
 
 // recycle gives a dropped frame's memory back.
-func (fs *frames) recycle(f *frame) {
-	if c := class(cap(f.buf)); cap(f.buf) == frameClassMin<<c {
-		fs.pools[c].Put(&f.buf)
+func (fs *frames) recycle(f *frame) { fs.give(f.buf) }
+
+// give gives back memory that nobody uses any more.
+func (fs *frames) give(buf []byte) {
+	if c := class(cap(buf)); cap(buf) == frameClassMin<<c {
+		fs.pools[c].Put(&buf)
 	}
 }
 

@@ -2,23 +2,28 @@ package cache
 
 import (
 	"context"
-	"sync/atomic"
+	"fmt"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/catalog"
-	"coppice.dev/coppice/namespace/object"
 )
 
 // hydrateParallel is how many requests hydration keeps under way: enough to hide latency, few
 // enough to leave reads their share.
 const hydrateParallel = 3
 
-// HydrateMetadata fetches all catalogs of the tree whose root catalog is root. Idempotent; what was
-// fetched when it fails stays. Kinds: those of Catalog.
+// HydrateMetadata fetches all catalogs of the tree whose root catalog is root. When it returns nil,
+// they are on disk, durably. Idempotent; what was fetched when it fails stays. It has no bound but
+// ctx. Kinds: those of Catalog.
 func (r *Reader) HydrateMetadata(ctx context.Context, root namespace.Digest) error {
-	return r.eachCatalog(ctx, root, func(context.Context, namespace.Digest, *catalog.Catalog) error { return nil })
+	err := r.eachCatalog(ctx, root, func(context.Context, namespace.Digest, *catalog.Catalog) error { return nil })
+	if err != nil {
+		return err
+	}
+	return r.c.objects.sync()
 }
 
 // eachCatalog calls fn for all catalogs of a tree, a few at a time, each once.
@@ -30,7 +35,7 @@ func (r *Reader) eachCatalog(ctx context.Context, root namespace.Digest, fn func
 		below := make([][]namespace.Digest, len(level))
 		for i, d := range level {
 			g.Go(func() error {
-				cat, err := r.Catalog(gctx, d)
+				cat, err := r.catalog(gctx, d)
 				if err != nil {
 					return err
 				}
@@ -54,82 +59,156 @@ func (r *Reader) eachCatalog(ctx context.Context, root namespace.Digest, fn func
 	return nil
 }
 
-// Hydrate fetches everything of the tree whose root catalog is root that is not here. progress, if
-// set, is told of the plaintext bytes done and in total; it is called by several goroutines, one at
-// a time. Idempotent; it can be interrupted, and what was fetched stays.
-// Kinds: those of Catalog and ReadChunk.
+// Hydrate fetches everything of the tree whose root catalog is root that is not here. When it
+// returns nil, all of it is on disk, durably. progress, if set, is told of the plaintext bytes done
+// and in total; it is called by several goroutines, one at a time. Idempotent; it can be interrupted,
+// and what was fetched stays. It has no bound but ctx.
+// Kinds: those of Catalog and ReadChunk; Limit if the quota or the disk has no room for the tree.
 func (r *Reader) Hydrate(ctx context.Context, root namespace.Digest, progress func(done, total int64)) error {
-	top, err := r.Catalog(ctx, root)
+	top, err := r.catalog(ctx, root)
 	if err != nil {
 		return err
 	}
-	if progress == nil {
-		progress = func(int64, int64) {}
-	}
-	var done atomic.Int64
-	serial := make(chan struct{}, 1)
-	note := func(n int64) {
-		d := done.Add(n)
-		serial <- struct{}{}
-		progress(d, int64(top.Bytes()))
-		<-serial
-	}
-	slots := make(chan struct{}, hydrateParallel)
-	return r.eachCatalog(ctx, root, func(ctx context.Context, d namespace.Digest, cat *catalog.Catalog) error {
-		return r.hydrateCatalog(ctx, d, cat, slots, note)
-	})
-}
-
-// hydrateCatalog fetches the chunks of one catalog, window by window.
-func (r *Reader) hydrateCatalog(ctx context.Context, d namespace.Digest, cat *catalog.Catalog, slots chan struct{}, note func(int64)) error {
-	if cat.NumChunks() == 0 {
-		return nil
-	}
-	loc, err := r.locator(ctx, d, false)
-	if err != nil {
+	h := &hydration{r: r, slots: make(chan struct{}, hydrateParallel), total: int64(top.Bytes()), progress: progress}
+	lost := r.c.count.evictions.Load() + r.c.count.unkept.Load()
+	if err := r.eachCatalog(ctx, root, h.catalog); err != nil {
 		return err
 	}
-	if loc.Len() != cat.NumChunks() {
-		if loc, err = r.locator(ctx, d, true); err != nil {
+	if r.c.count.evictions.Load()+r.c.count.unkept.Load() != lost {
+		if err := r.eachCatalog(ctx, root, r.c.checkHere); err != nil {
 			return err
 		}
 	}
+	return r.c.sync()
+}
+
+// checkHere returns a Limit error unless all chunks of a catalog are in the cache.
+func (c *Cache) checkHere(_ context.Context, d namespace.Digest, cat *catalog.Catalog) error {
 	for i := range cat.NumChunks() {
 		ch := cat.Chunk(i)
 		if ch.Hole() {
 			continue
 		}
-		if _, here := r.c.index.get(ch.Digest); !here {
-			select {
-			case slots <- struct{}{}:
-			case <-ctx.Done():
-				return namespace.E(namespace.KindOf(ctx.Err()), "hydrate", d.String(), ctx.Err())
-			}
-			err := r.hydrateWindow(ctx, d, cat, loc, i)
-			<-slots
-			if err != nil {
-				return err
-			}
+		if !c.holds(ch.Digest) {
+			err := namespace.E(namespace.Limit, "hydrate", "catalog "+d.String(),
+				fmt.Errorf("its content does not fit into the cache (%d of %d bytes used)", c.used(), c.o.QuotaBytes))
+			return namespace.WithHint(err, "give the cache a larger quota, or its disk more room")
 		}
-		note(int64(cat.ChunkLen(i)))
 	}
 	return nil
 }
 
-// hydrateWindow fetches the largest window from chunk i on and waits for its end. The read that
-// comes last makes sure of chunk i whatever went wrong with the window.
-func (r *Reader) hydrateWindow(ctx context.Context, d namespace.Digest, cat *catalog.Catalog, loc *object.Locator, i int) error {
-	if i < loc.Len() && !loc.Place(i).IsZero() {
-		w := r.plan(cat, loc, i, windowMax)
-		if fl, _ := r.launch(w); fl != nil {
-			last := w.frames[len(w.frames)-1]
-			if f := r.c.flights.find(last.key()); f != nil {
-				_ = f.wait(ctx, fetchTimeout, last.key())
+// hydration is one run of Hydrate.
+type hydration struct {
+	r        *Reader
+	slots    chan struct{} // one for each request under way
+	total    int64
+	progress func(done, total int64)
+
+	mu   sync.Mutex // held while progress runs
+	done int64
+}
+
+// note counts n bytes as done. Equal files count each, of which the total may know nothing.
+func (h *hydration) note(n int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.done = min(h.done+n, h.total)
+	if h.progress != nil {
+		h.progress(h.done, h.total)
+	}
+}
+
+// catalog fetches the chunks of one catalog: requests are launched ahead, in the order of chunks,
+// while their results are waited for one after the other.
+func (h *hydration) catalog(ctx context.Context, d namespace.Digest, cat *catalog.Catalog) error {
+	if cat.NumChunks() == 0 {
+		return nil
+	}
+	loc, err := h.r.locator(ctx, d, nil)
+	if err == nil && loc.Len() != cat.NumChunks() {
+		loc, err = h.r.locator(ctx, d, loc)
+	}
+	if err != nil {
+		return err
+	}
+	if loc.Len() != cat.NumChunks() {
+		return namespace.E(namespace.Corrupt, "hydrate", "locator "+d.String(), fmt.Errorf("of another catalog"))
+	}
+	src := source{d, cat, loc}
+	ahead := 0 // chunks before it are here, or were asked for
+	for i := range cat.NumChunks() {
+		if cat.Chunk(i).Hole() {
+			continue
+		}
+		if !h.r.c.holds(cat.Chunk(i).Digest) {
+			if ahead, err = h.launch(ctx, src, max(ahead, i)); err != nil {
+				return err
+			}
+			if err := h.await(ctx, src, i); err != nil {
+				return err
 			}
 		}
+		h.note(int64(cat.ChunkLen(i)))
 	}
+	return nil
+}
+
+// launch starts requests for what is missing from chunk i on, as long as there are slots, and waits
+// for the first of them. It returns the chunk up to which everything was asked for.
+func (h *hydration) launch(ctx context.Context, src source, i int) (int, error) {
+	for first := true; i < src.loc.Len(); first = false {
+		if i = h.nextMissing(src, i); i == src.loc.Len() {
+			break
+		}
+		select {
+		case h.slots <- struct{}{}:
+		default:
+			if !first {
+				return i, nil
+			}
+			select {
+			case h.slots <- struct{}{}:
+			case <-ctx.Done():
+				return i, namespace.E(namespace.KindOf(ctx.Err()), "hydrate", src.id.String(), ctx.Err())
+			}
+		}
+		w := h.r.c.plan(src, i, windowMax)
+		h.r.launch(w, nil, func() { <-h.slots }, false)
+		i = w.next
+	}
+	return i, nil
+}
+
+// nextMissing returns the first chunk from i on that is neither here nor on its way.
+func (h *hydration) nextMissing(src source, i int) int {
+	for ; i < src.loc.Len(); i++ {
+		p := src.loc.Place(i)
+		if p.IsZero() || h.r.c.flights.find(flightKey{p.Pack, p.FrameOff}) != nil {
+			continue
+		}
+		if !h.r.c.holds(src.cat.Chunk(i).Digest) {
+			return i
+		}
+	}
+	return i
+}
+
+// await waits for chunk i. The read that comes last makes sure of it whatever went wrong.
+func (h *hydration) await(ctx context.Context, src source, i int) error {
+	if p := src.loc.Place(i); !p.IsZero() {
+		key := flightKey{p.Pack, p.FrameOff}
+		if f := h.r.c.flights.find(key); f != nil {
+			_ = f.wait(ctx, key) // what it may fail with, the read fails with
+		}
+	}
+	ch := src.cat.Chunk(i)
+	if h.r.c.holds(ch.Digest) {
+		return nil
+	}
+	ref := namespace.ChunkRef{Catalog: src.id, Index: uint32(i), Digest: ch.Digest, Size: uint32(src.cat.ChunkLen(i))}
 	var probe [1]byte
-	_, err := r.ReadChunk(ctx, namespace.ChunkRef{Catalog: d, Index: uint32(i), Digest: cat.Chunk(i).Digest, Size: uint32(cat.ChunkLen(i))}, probe[:], 0)
+	_, err := h.r.ReadChunk(ctx, ref, probe[:], 0)
 	return err
 }
 
@@ -144,36 +223,51 @@ type VerifyReport struct {
 func (c *Cache) Verify(ctx context.Context, repair bool) (VerifyReport, error) {
 	var rep VerifyReport
 	for _, s := range c.segments.all() {
-		end, err := s.scan(0, func(rec record) error {
-			if ctx.Err() != nil {
-				return namespace.E(namespace.Canceled, "verify", "cache", ctx.Err())
-			}
-			rep.Checked++
-			if c.verifyRecord(s.id, rec) == nil {
-				return nil
-			}
-			rep.Damaged++
-			if repair {
-				for _, e := range rec.extents(s.id) {
-					c.index.drop(e.digest, e.extent)
-				}
-			}
-			return nil
-		})
-		if err != nil {
+		if err := c.verifySegment(ctx, s, &rep, repair); err != nil {
 			return rep, err
 		}
-		if end < s.size { // a header is damaged: what follows cannot be found by scanning
-			rep.Damaged++
-			if repair {
-				if err := c.evict(s); err != nil {
-					return rep, err
-				}
+	}
+	c.verifyObjects(ctx, repair, &rep)
+	if ctx.Err() != nil {
+		return rep, namespace.E(namespace.Canceled, "verify", "cache", ctx.Err())
+	}
+	return rep, nil
+}
+
+// verifySegment is Verify for one segment, which may be appended to meanwhile, or evicted.
+func (c *Cache) verifySegment(ctx context.Context, s *segment, rep *VerifyReport, repair bool) error {
+	verify := func(rec record) error {
+		if ctx.Err() != nil {
+			return namespace.E(namespace.Canceled, "verify", "cache", ctx.Err())
+		}
+		rep.Checked++
+		if c.verifyRecord(s.id, rec) == nil || c.segments.get(s.id) == nil {
+			return nil
+		}
+		rep.Damaged++
+		if repair {
+			for _, e := range rec.extents(s.id) {
+				c.index.drop(e.digest, e.extent)
 			}
 		}
+		return nil
 	}
-	c.verifyObjects(&rep)
-	return rep, nil
+	for end := uint32(0); ; {
+		size := s.size.Load()
+		next, err := s.scan(end, verify)
+		if err != nil || next >= size || c.segments.get(s.id) == nil {
+			return err
+		}
+		if next == end {
+			break
+		}
+		end = next
+	}
+	rep.Damaged++ // a header is: what follows cannot be found by scanning
+	if repair {
+		return c.evict(s)
+	}
+	return nil
 }
 
 // verifyRecord decodes a record and hashes its chunks.

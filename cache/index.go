@@ -1,11 +1,16 @@
 package cache
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"runtime/debug"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -23,9 +28,12 @@ var (
 )
 
 const (
-	extentBytes  = 44
-	flushEvery   = time.Second
-	flushEntries = 8192 // bounds what a commit dirties: random keys, a page each
+	extentBytes = 44
+	flushEvery  = time.Second
+	// flushEntries bounds what a commit dirties, hence its memory: keys are random, a page each.
+	flushEntries = 2048
+	// pendingMax is where whoever fetches waits for the index, so that memory stays bounded.
+	pendingMax = 8 * flushEntries
 )
 
 // encodeExtent returns the value for a digest. Its last 8 bytes check key and value, so that a
@@ -36,17 +44,17 @@ func encodeExtent(d namespace.Digest, e extent) []byte {
 		b = le.AppendUint32(b, v)
 	}
 	b = le.AppendUint64(b, e.sum)
-	return le.AppendUint64(b, extentSum(d, b))
+	return le.AppendUint64(b, extentSum(&d, b))
 }
 
-func extentSum(d namespace.Digest, b []byte) uint64 {
-	h := xxhash.New()
-	_, _ = h.Write(d[:])
-	_, _ = h.Write(b)
-	return h.Sum64()
+func extentSum(d *namespace.Digest, b []byte) uint64 {
+	var buf [namespace.DigestSize + extentBytes - 8]byte
+	n := copy(buf[:], d[:])
+	n += copy(buf[n:], b)
+	return xxhash.Sum64(buf[:n])
 }
 
-func decodeExtent(d namespace.Digest, b []byte) (extent, bool) {
+func decodeExtent(d *namespace.Digest, b []byte) (extent, bool) {
 	if len(b) != extentBytes || le.Uint64(b[36:]) != extentSum(d, b[:36]) {
 		return extent{}, false
 	}
@@ -59,33 +67,61 @@ func decodeExtent(d namespace.Digest, b []byte) (extent, bool) {
 type index struct {
 	path string
 	log  *slog.Logger
-	db   *bbolt.DB
 	full chan struct{} // asks for a flush
+	size atomic.Int64  // of the file, bytes, after the last commit
+	bad  atomic.Bool   // damaged: bbolt met a page that makes no sense
+
+	flushing sync.Mutex // one flush at a time
+
+	dbMu sync.RWMutex // held for writing while db is replaced
+	db   *bbolt.DB
 
 	mu        sync.Mutex
-	pending   map[namespace.Digest]extent // not yet committed; size 0 and seg 0: deleted
+	pending   map[namespace.Digest]extent // not yet committed; seg 0: deleted
 	committed map[namespace.Digest]extent // being committed
 	ends      map[uint32]uint32           // segments' covered ends, not yet committed
 }
 
-// openIndex opens the index, or makes a new one if it cannot be read.
-func openIndex(path string, log *slog.Logger) (*index, error) {
+// openIndex opens the index, or makes a new one if it cannot be read. After an unclean end every page
+// that leads to an entry is looked at first.
+func openIndex(path string, clean bool, log *slog.Logger) (*index, error) {
 	x := &index{path: path, log: log, full: make(chan struct{}, 1), pending: map[namespace.Digest]extent{}, ends: map[uint32]uint32{}}
-	if x.open() == nil {
+	err := x.open()
+	if err == nil && !clean {
+		err = x.check()
+	}
+	if err == nil {
 		return x, nil
 	}
-	log.Warn("the cache's index cannot be read and is made anew", "path", path)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, disk.Error("remove", path, err)
-	}
-	if err := x.open(); err != nil {
-		return nil, disk.Error("open", path, err)
+	log.Warn("the cache's index cannot be read and is made anew", "path", path, "error", err)
+	if err := x.replace(); err != nil {
+		return nil, err
 	}
 	return x, nil
 }
 
-// guard turns a panic of bbolt, which is what it does on damaged pages, into an error.
+// replace makes a new, empty index in place of a damaged one.
+func (x *index) replace() error {
+	x.dbMu.Lock()
+	defer x.dbMu.Unlock()
+	if x.db != nil {
+		_ = guard(x.db.Close) // it is thrown away
+		x.db = nil
+	}
+	if err := os.Remove(x.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return disk.Error("remove", x.path, err)
+	}
+	if err := x.open(); err != nil {
+		return disk.Error("open", x.path, err)
+	}
+	x.bad.Store(false)
+	return nil
+}
+
+// guard turns a panic of bbolt, which is what it does on damaged pages, or a fault in the file's
+// mapping into an error.
 func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
 			err = namespace.E(namespace.Corrupt, "use", "index", fmt.Errorf("%v", r))
@@ -94,9 +130,26 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
+// use runs f on the database. Damage is remembered, for the next flush to heal it.
+func (x *index) use(f func(*bbolt.DB) error) error {
+	x.dbMu.RLock()
+	defer x.dbMu.RUnlock()
+	if x.db == nil {
+		return namespace.E(namespace.Corrupt, "use", "index", errors.New("it could not be made anew"))
+	}
+	err := guard(func() error { return f(x.db) })
+	if namespace.IsKind(err, namespace.Corrupt) {
+		x.bad.Store(true)
+	}
+	return err
+}
+
+// open opens or creates the file. Commits are not synced, which would cost more than all else: what a
+// crash of the machine mixes up is found, at the latest when it is read, and made anew. Its list of free pages is kept in it: finding them by a walk of all
+// pages, bbolt would meet damage where nothing can recover from its panic.
 func (x *index) open() error {
 	return guard(func() error {
-		db, err := bbolt.Open(x.path, 0o600, &bbolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
+		db, err := bbolt.Open(x.path, 0o600, &bbolt.Options{Timeout: time.Second, NoSync: true, FreelistType: bbolt.FreelistMapType})
 		if err != nil {
 			return err
 		}
@@ -112,11 +165,47 @@ func (x *index) open() error {
 			return err
 		}
 		x.db = db
+		x.measure()
 		return nil
 	})
 }
 
-func (x *index) close() { _ = guard(x.db.Close) }
+func (x *index) measure() {
+	if info, err := os.Stat(x.path); err == nil {
+		x.size.Store(info.Size())
+	}
+}
+
+// check walks all entries: a crash may have left pages that are not what others say of them.
+func (x *index) check() error {
+	return x.use(func(db *bbolt.DB) error {
+		return db.View(func(tx *bbolt.Tx) error {
+			for _, name := range [][]byte{bucketChunks, bucketCovered} {
+				var last []byte
+				c := tx.Bucket(name).Cursor()
+				for k, _ := c.First(); k != nil; k, _ = c.Next() {
+					if last != nil && bytes.Compare(last, k) >= 0 {
+						return namespace.E(namespace.Corrupt, "check", "index", errors.New("entries out of order"))
+					}
+					last = k
+				}
+			}
+			return nil
+		})
+	})
+}
+
+func (x *index) close() {
+	x.dbMu.Lock()
+	defer x.dbMu.Unlock()
+	if x.db != nil {
+		_ = guard(x.db.Close) // everything in it was committed
+		x.db = nil
+	}
+	if x.bad.Load() {
+		_ = os.Remove(x.path) // or the next Open meets the damage
+	}
+}
 
 // get finds a chunk. A damaged entry counts as none.
 func (x *index) get(d namespace.Digest) (e extent, ok bool) {
@@ -129,9 +218,9 @@ func (x *index) get(d namespace.Digest) (e extent, ok bool) {
 	if ok {
 		return e, e.seg != 0
 	}
-	err := guard(func() error {
-		return x.db.View(func(tx *bbolt.Tx) error {
-			e, ok = decodeExtent(d, tx.Bucket(bucketChunks).Get(d[:]))
+	err := x.use(func(db *bbolt.DB) error {
+		return db.View(func(tx *bbolt.Tx) error {
+			e, ok = decodeExtent(&d, tx.Bucket(bucketChunks).Get(d[:]))
 			return nil
 		})
 	})
@@ -168,8 +257,8 @@ func (x *index) cover(seg, end uint32) {
 
 // covered returns up to where a segment is indexed.
 func (x *index) covered(seg uint32) (end uint32) {
-	_ = guard(func() error {
-		return x.db.View(func(tx *bbolt.Tx) error {
+	_ = x.use(func(db *bbolt.DB) error {
+		return db.View(func(tx *bbolt.Tx) error {
 			if v := tx.Bucket(bucketCovered).Get(le.AppendUint32(nil, seg)); len(v) == 4 {
 				end = le.Uint32(v)
 			}
@@ -179,19 +268,46 @@ func (x *index) covered(seg uint32) (end uint32) {
 	return end
 }
 
-// flush commits what is pending. Kinds: Limit, Corrupt, Internal.
-func (x *index) flush() error {
+// leads reports whether the index covers what segments do not have: after a crash that lost what was
+// not synced, or if somebody removed them. Its entries would pass for content that is here.
+func (x *index) leads(ss *segments) (leads bool) {
+	_ = x.use(func(db *bbolt.DB) error {
+		return db.View(func(tx *bbolt.Tx) error {
+			return tx.Bucket(bucketCovered).ForEach(func(k, v []byte) error {
+				if len(k) != 4 || len(v) != 4 {
+					leads = true
+				} else if s := ss.get(le.Uint32(k)); s == nil || le.Uint32(v) > s.size.Load() {
+					leads = true
+				}
+				return nil
+			})
+		})
+	})
+	return leads
+}
+
+// waiting returns how many entries are not committed.
+func (x *index) waiting() int {
 	x.mu.Lock()
-	if len(x.pending) == 0 && len(x.ends) == 0 || x.committed != nil {
+	defer x.mu.Unlock()
+	return len(x.pending)
+}
+
+// flush commits what is pending, a bounded number of entries at a time. Kinds: Limit, Corrupt,
+// Internal.
+func (x *index) flush() error {
+	x.flushing.Lock()
+	defer x.flushing.Unlock()
+	x.mu.Lock()
+	if len(x.pending) == 0 && len(x.ends) == 0 {
 		x.mu.Unlock()
 		return nil
 	}
 	chunks, ends := x.pending, x.ends
 	x.committed, x.pending, x.ends = chunks, map[namespace.Digest]extent{}, map[uint32]uint32{}
 	x.mu.Unlock()
-	err := guard(func() error {
-		return x.db.Update(func(tx *bbolt.Tx) error { return write(tx, chunks, ends) })
-	})
+	err := x.commit(chunks, ends)
+	x.measure()
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.committed = nil
@@ -209,14 +325,40 @@ func (x *index) flush() error {
 			x.ends[s] = end
 		}
 	}
-	return disk.Error("commit", x.path, err)
+	return err
 }
 
-func write(tx *bbolt.Tx, chunks map[namespace.Digest]extent, ends map[uint32]uint32) error {
-	b := tx.Bucket(bucketChunks)
-	for d, e := range chunks {
+// sync makes what was committed survive a crash.
+func (x *index) sync() error {
+	if err := x.use(func(db *bbolt.DB) error { return db.Sync() }); err != nil {
+		return disk.Error("sync", x.path, err)
+	}
+	return nil
+}
+
+// commit writes entries in order, which keeps pages together, and then how far they cover segments.
+func (x *index) commit(chunks map[namespace.Digest]extent, ends map[uint32]uint32) error {
+	order := slices.SortedFunc(maps.Keys(chunks), func(a, b namespace.Digest) int { return bytes.Compare(a[:], b[:]) })
+	for part := range slices.Chunk(order, flushEntries) {
+		if err := x.update(func(tx *bbolt.Tx) error { return writeChunks(tx.Bucket(bucketChunks), part, chunks) }); err != nil {
+			return err
+		}
+	}
+	return x.update(func(tx *bbolt.Tx) error { return writeEnds(tx.Bucket(bucketCovered), ends) })
+}
+
+func (x *index) update(f func(tx *bbolt.Tx) error) error {
+	err := x.use(func(db *bbolt.DB) error { return db.Update(f) })
+	if err != nil && !namespace.IsKind(err, namespace.Corrupt) {
+		err = disk.Error("commit", x.path, err)
+	}
+	return err
+}
+
+func writeChunks(b *bbolt.Bucket, part []namespace.Digest, chunks map[namespace.Digest]extent) error {
+	for _, d := range part {
 		var err error
-		if e.seg == 0 {
+		if e := chunks[d]; e.seg == 0 {
 			err = b.Delete(d[:])
 		} else {
 			err = b.Put(d[:], encodeExtent(d, e))
@@ -225,7 +367,10 @@ func write(tx *bbolt.Tx, chunks map[namespace.Digest]extent, ends map[uint32]uin
 			return err
 		}
 	}
-	b = tx.Bucket(bucketCovered)
+	return nil
+}
+
+func writeEnds(b *bbolt.Bucket, ends map[uint32]uint32) error {
 	for s, end := range ends {
 		key := le.AppendUint32(nil, s)
 		var err error
@@ -241,21 +386,42 @@ func write(tx *bbolt.Tx, chunks map[namespace.Digest]extent, ends map[uint32]uin
 	return nil
 }
 
-// flushLoop returns a function that commits from time to time until closing is closed.
-func (x *index) flushLoop(closing <-chan struct{}) func() {
-	return func() {
-		tick := time.NewTicker(flushEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-closing:
-				return
-			case <-tick.C:
-			case <-x.full:
-			}
-			if err := x.flush(); err != nil {
-				x.log.Error("cache index not written; tried again later", "error", err)
-			}
+// flushLoop commits from time to time until the cache is closed, and has a damaged index made anew.
+func (c *Cache) flushLoop() {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.closing:
+			return
+		case <-tick.C:
+		case <-c.index.full:
+		}
+		if err := c.flushIndex(); err != nil {
+			c.log.Error("cache index not written; tried again later", "error", err)
 		}
 	}
+}
+
+// flushIndex commits what is pending. If the index turns out to be damaged it is made anew first.
+func (c *Cache) flushIndex() error {
+	err := c.index.flush()
+	if !c.index.bad.Load() {
+		return err
+	}
+	if err := c.healIndex(); err != nil {
+		return err
+	}
+	return c.index.flush()
+}
+
+// healIndex makes a damaged index anew from the segments.
+func (c *Cache) healIndex() error {
+	c.log.Warn("the cache's index is damaged and is made anew", "path", c.index.path)
+	c.count.corrupt.Add(1)
+	err := c.index.replace()
+	if err == nil {
+		err = c.catchUp()
+	}
+	return err
 }

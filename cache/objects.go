@@ -1,7 +1,9 @@
 package cache
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -26,18 +28,26 @@ type objects struct {
 	catalogs map[namespace.Digest]*mapped
 	locators map[namespace.Digest]*object.Locator
 	kept     int // chunks in locators
+	unsynced map[string]struct{}
 }
 
+// mapped is an open catalog; bytes is its mapping, nil if it is in memory for want of a disk.
 type mapped struct {
 	catalog *catalog.Catalog
 	bytes   []byte
 }
 
+const locatorSuffix = ".loc"
+
 // locatorChunks bounds the locators kept decoded, in chunks: some 12 bytes each.
 const locatorChunks = 1 << 20
 
+// temporary begins the names of files that are being written.
+const temporary = ".new-"
+
 func newObjects(dir string) *objects {
-	return &objects{dir: dir, catalogs: map[namespace.Digest]*mapped{}, locators: map[namespace.Digest]*object.Locator{}}
+	return &objects{dir: dir, catalogs: map[namespace.Digest]*mapped{}, locators: map[namespace.Digest]*object.Locator{},
+		unsynced: map[string]struct{}{}}
 }
 
 func (o *objects) path(d namespace.Digest, suffix string) string {
@@ -50,7 +60,9 @@ func (o *objects) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, m := range o.catalogs {
-		_ = unix.Munmap(m.bytes)
+		if m.bytes != nil {
+			_ = unix.Munmap(m.bytes)
+		}
 	}
 	o.catalogs = map[namespace.Digest]*mapped{}
 }
@@ -74,6 +86,20 @@ func (o *objects) open(d namespace.Digest) (*catalog.Catalog, error) {
 	}
 	o.catalogs[d] = &mapped{c, b}
 	return c, nil
+}
+
+// adopt keeps a catalog, whose digest was checked, in memory: the disk is full.
+func (o *objects) adopt(d namespace.Digest, b []byte) error {
+	c, err := catalog.Open(b)
+	if err != nil {
+		return namespace.E(namespace.Corrupt, "open catalog", d.String(), err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.catalogs[d] == nil {
+		o.catalogs[d] = &mapped{catalog: c}
+	}
+	return nil
 }
 
 // mapFile maps an object and holds it against its digest.
@@ -103,9 +129,16 @@ func (o *objects) mapFile(d namespace.Digest) ([]byte, error) {
 	return b, nil
 }
 
-// read returns a small object, checked. Kinds: those of open.
-func (o *objects) read(d namespace.Digest) ([]byte, error) {
+// read returns a small object of at most limit bytes, checked. Kinds: those of open.
+func (o *objects) read(d namespace.Digest, limit int64) ([]byte, error) {
 	path := o.path(d, "")
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, disk.Error("open", path, err)
+	}
+	if info.Size() > limit {
+		return nil, namespace.E(namespace.Limit, "read", path, fmt.Errorf("%d bytes, at most %d", info.Size(), limit))
+	}
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, disk.Error("open", path, err)
@@ -117,13 +150,13 @@ func (o *objects) read(d namespace.Digest) ([]byte, error) {
 	return b, nil
 }
 
-// write keeps an object. It is not synced: a digest tells whether it is whole.
+// write keeps an object. It is not synced yet: a digest tells whether it is whole.
 func (o *objects) write(d namespace.Digest, suffix string, b []byte) error {
 	path := o.path(d, suffix)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return disk.Error("create", filepath.Dir(path), err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	f, err := os.CreateTemp(filepath.Dir(path), temporary)
 	if err != nil {
 		return disk.Error("create in", filepath.Dir(path), err)
 	}
@@ -139,7 +172,44 @@ func (o *objects) write(d namespace.Digest, suffix string, b []byte) error {
 		return disk.Error("write", path, err)
 	}
 	o.written(int64(len(b)))
+	o.mu.Lock()
+	o.unsynced[path] = struct{}{}
+	o.mu.Unlock()
 	return nil
+}
+
+// sync makes what was written survive a crash.
+func (o *objects) sync() error {
+	o.mu.Lock()
+	paths := o.unsynced
+	o.unsynced = map[string]struct{}{}
+	o.mu.Unlock()
+	if len(paths) == 0 {
+		return nil
+	}
+	dirs := map[string]struct{}{o.dir: {}}
+	for path := range paths {
+		err := syncFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // dropped meanwhile
+			return disk.Error("sync", path, err)
+		}
+		dirs[filepath.Dir(path)] = struct{}{}
+	}
+	for dir := range dirs {
+		if err := syncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
 }
 
 // locator returns a locator that is here, decoded; nil if there is none.
@@ -150,12 +220,12 @@ func (o *objects) locator(d namespace.Digest) *object.Locator {
 	if l != nil {
 		return l
 	}
-	b, err := os.ReadFile(o.path(d, ".loc"))
+	b, err := os.ReadFile(o.path(d, locatorSuffix))
 	if err != nil {
 		return nil
 	}
 	if l, err = object.OpenLocator(b); err != nil {
-		_ = os.Remove(o.path(d, ".loc"))
+		_ = os.Remove(o.path(d, locatorSuffix))
 		return nil
 	}
 	o.keep(d, l)
@@ -190,13 +260,13 @@ func (o *objects) forgetLocator(d namespace.Digest) {
 		o.kept -= l.Len()
 	}
 	o.mu.Unlock()
-	_ = os.Remove(o.path(d, ".loc"))
+	_ = os.Remove(o.path(d, locatorSuffix))
 }
 
 // each calls fn for every file of the store that is not being written.
 func (o *objects) each(fn func(path string, info fs.FileInfo)) {
 	_ = filepath.WalkDir(o.dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
+		if err != nil || e.IsDir() || strings.HasPrefix(e.Name(), temporary) {
 			return nil
 		}
 		if info, err := e.Info(); err == nil {
@@ -213,17 +283,24 @@ func (o *objects) bytes() (n int64) {
 }
 
 // verifyObjects reads every object and holds it against its name.
-func (c *Cache) verifyObjects(rep *VerifyReport) {
-	c.objects.each(func(path string, _ fs.FileInfo) {
+func (c *Cache) verifyObjects(ctx context.Context, repair bool, rep *VerifyReport) {
+	c.objects.each(func(path string, info fs.FileInfo) {
+		if ctx.Err() != nil {
+			return
+		}
 		rep.Checked++
 		b, err := os.ReadFile(path)
-		if name, isLocator := strings.CutSuffix(filepath.Base(path), ".loc"); err == nil && isLocator {
+		if name, isLocator := strings.CutSuffix(filepath.Base(path), locatorSuffix); err == nil && isLocator {
 			_, err = object.OpenLocator(b)
 		} else if d, perr := namespace.ParseHex(name); err == nil && (perr != nil || namespace.Sum(b) != d) {
 			err = errors.New("digest")
 		}
-		if err != nil {
-			rep.Damaged++ // reading it drops it; nothing trusts it
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		rep.Damaged++
+		if repair && os.Remove(path) == nil {
+			c.objectBytes.Add(-info.Size())
 		}
 	})
 }

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -16,14 +17,32 @@ type Reader struct {
 	c    *Cache
 	from namespace.Fetcher
 	run  runs
+	link link
 }
 
 // Reader returns a view of the cache that fills misses from an origin.
 func (c *Cache) Reader(from namespace.Fetcher) *Reader { return &Reader{c: c, from: from} }
 
-// Catalog implements catalog.Loader. The catalog stays valid until the cache is closed.
+// bounded gives a read that needs the network the time that it may take.
+func (r *Reader) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, r.c.o.Timeout)
+}
+
+// Catalog implements catalog.Loader. The catalog stays valid until the cache is closed. It may wait
+// for the network, for Options.Timeout at most.
 // Kinds: NotExist, Corrupt, Limit, Unavailable, Denied, Canceled.
 func (r *Reader) Catalog(ctx context.Context, d namespace.Digest) (*catalog.Catalog, error) {
+	cat, err := r.c.objects.open(d)
+	if err == nil {
+		return cat, nil
+	}
+	ctx, cancel := r.bounded(ctx)
+	defer cancel()
+	return r.catalog(ctx, d)
+}
+
+// catalog is Catalog without a bound of its own.
+func (r *Reader) catalog(ctx context.Context, d namespace.Digest) (*catalog.Catalog, error) {
 	cat, err := r.c.objects.open(d)
 	if err == nil {
 		return cat, nil
@@ -31,32 +50,58 @@ func (r *Reader) Catalog(ctx context.Context, d namespace.Digest) (*catalog.Cata
 	if namespace.IsKind(err, namespace.Corrupt) {
 		r.c.count.corrupt.Add(1)
 	}
-	err = r.c.flights.once(ctx, r.c.o.Timeout, flightKey{digest: d}, func(ctx context.Context) error {
+	err = r.c.flights.once(ctx, flightKey{d, offCatalog}, func(ctx context.Context) error {
 		b, err := r.fetchBlob(ctx, d, namespace.CatalogBytesMax)
 		if err != nil {
 			return err
 		}
-		r.c.makeRoom(int64(len(b)))
-		return r.c.objects.write(d, "", b)
+		if r.keepObject(d, "", b) {
+			return nil
+		}
+		return r.c.objects.adopt(d, b)
 	})
 	if err != nil {
-		return nil, err
+		return nil, r.explain(err, d)
 	}
 	return r.c.objects.open(d)
 }
 
-// Blob returns a small object of at most limit bytes, verified. Kinds: those of Catalog.
+// explain makes of a context's end what it means to whoever reads.
+func (r *Reader) explain(err error, d namespace.Digest) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		r.link.gaveUp(err, r.c.o.Timeout)
+		return namespace.E(namespace.Unavailable, "fetch", d.String(),
+			fmt.Errorf("it is not in the cache, and the origin did not deliver it in time: %w", err))
+	}
+	return err
+}
+
+// keepObject writes an object to disk and reports whether it could.
+func (r *Reader) keepObject(d namespace.Digest, suffix string, b []byte) bool {
+	r.c.makeRoom(int64(len(b)))
+	if err := r.c.objects.write(d, suffix, b); err != nil {
+		r.c.degrade(err)
+		return false
+	}
+	return true
+}
+
+// Blob returns a small object of at most limit bytes, verified. It may wait for the network, for
+// Options.Timeout at most. Kinds: those of Catalog.
 func (r *Reader) Blob(ctx context.Context, d namespace.Digest, limit int64) ([]byte, error) {
-	if b, err := r.c.objects.read(d); err == nil {
+	b, err := r.c.objects.read(d, limit)
+	if err == nil {
 		return b, nil
 	}
-	b, err := r.fetchBlob(ctx, d, limit)
-	if err != nil {
-		return nil, err
+	if namespace.IsKind(err, namespace.Corrupt) {
+		r.c.count.corrupt.Add(1)
 	}
-	if err := r.c.objects.write(d, "", b); err != nil {
-		r.c.degrade(err)
+	ctx, cancel := r.bounded(ctx)
+	defer cancel()
+	if b, err = r.fetchBlob(ctx, d, limit); err != nil {
+		return nil, r.explain(err, d)
 	}
+	r.keepObject(d, "", b)
 	return b, nil
 }
 
@@ -69,15 +114,25 @@ func (r *Reader) fetchBlob(ctx context.Context, d namespace.Digest, limit int64)
 	plain, err := object.DecodeBlob(b, d, limit)
 	if err != nil {
 		r.c.count.corrupt.Add(1)
-		return nil, namespace.E(namespace.Corrupt, "fetch", "blob "+d.String(), err)
+		return nil, namespace.E(namespace.KindOf(err), "fetch", "blob "+d.String(), err)
 	}
 	return plain, nil
 }
 
+// get asks the origin, unless it is left alone for a moment.
+func (r *Reader) get(ctx context.Context, k namespace.Key, off, n int64) (io.ReadCloser, error) {
+	if err := r.link.check(k.String()); err != nil {
+		return nil, err
+	}
+	r.c.count.requests.Add(1)
+	body, err := r.from.Get(ctx, k, off, n)
+	r.link.note(err)
+	return body, err
+}
+
 // fetchAll fetches the stored bytes of an object whose plaintext has at most limit bytes.
 func (r *Reader) fetchAll(ctx context.Context, k namespace.Key, limit int64) ([]byte, error) {
-	r.c.count.requests.Add(1)
-	body, err := r.from.Get(ctx, k, 0, -1)
+	body, err := r.get(ctx, k, 0, -1)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +142,8 @@ func (r *Reader) fetchAll(ctx context.Context, k namespace.Key, limit int64) ([]
 	b, err := io.ReadAll(io.LimitReader(body, bound+1))
 	r.c.count.fetched.Add(uint64(len(b)))
 	if err != nil {
-		return nil, namespace.E(namespace.KindOf(err), "fetch", k.String(), err)
+		r.link.note(err)
+		return nil, namespace.E(fetchKind(err), "fetch", k.String(), err)
 	}
 	if int64(len(b)) > bound {
 		return nil, namespace.E(namespace.Limit, "fetch", k.String(), fmt.Errorf("more than %d bytes", bound))
@@ -95,27 +151,37 @@ func (r *Reader) fetchAll(ctx context.Context, k namespace.Key, limit int64) ([]
 	return b, nil
 }
 
-// locator returns the locator of a catalog, from here or from the origin. fresh forces the latter.
-func (r *Reader) locator(ctx context.Context, cat namespace.Digest, fresh bool) (*object.Locator, error) {
-	if fresh {
-		r.c.objects.forgetLocator(cat)
-	} else if l := r.c.objects.locator(cat); l != nil {
+// locator returns the locator of a catalog, from here or from the origin; one that is old was found
+// to lead nowhere.
+func (r *Reader) locator(ctx context.Context, cat namespace.Digest, old *object.Locator) (*object.Locator, error) {
+	if l := r.c.objects.locator(cat); l != nil && l != old {
 		return l, nil
 	}
-	key := namespace.Key{Class: namespace.Locator, Digest: cat}
-	b, err := r.fetchAll(ctx, key, namespace.LocatorBytesMax)
+	err := r.c.flights.once(ctx, flightKey{cat, offLocator}, func(ctx context.Context) error {
+		if l := r.c.objects.locator(cat); l != nil && l != old {
+			return nil // by whoever was faster
+		}
+		key := namespace.Key{Class: namespace.Locator, Digest: cat}
+		b, err := r.fetchAll(ctx, key, namespace.LocatorBytesMax)
+		if err != nil {
+			return err
+		}
+		l, err := object.OpenLocator(b)
+		if err != nil {
+			r.c.count.corrupt.Add(1)
+			return namespace.E(namespace.KindOf(err), "fetch", key.String(), err)
+		}
+		r.c.objects.keep(cat, l)
+		r.keepObject(cat, locatorSuffix, b)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	l, err := object.OpenLocator(b)
-	if err != nil {
-		return nil, namespace.E(namespace.Corrupt, "fetch", key.String(), err)
+	if l := r.c.objects.locator(cat); l != nil {
+		return l, nil
 	}
-	r.c.objects.keep(cat, l)
-	if err := r.c.objects.write(cat, ".loc", b); err != nil {
-		r.c.degrade(err)
-	}
-	return l, nil
+	return nil, namespace.E(namespace.Unavailable, "fetch", "locator "+cat.String(), errors.New("dropped as soon as it was here"))
 }
 
 // readAttempts bounds how often a read starts anew: after bit rot, after an eviction under its feet,
@@ -124,53 +190,69 @@ const readAttempts = 4
 
 // ReadChunk copies bytes [off, off+len(p)) of a chunk, fewer at its end, into p. It may wait for the
 // network, for Options.Timeout at most. Kinds: Unavailable, Corrupt, NotExist, Denied, Limit,
-// Canceled.
+// Canceled, and Invalid if ref is not a chunk of its catalog.
 func (r *Reader) ReadChunk(ctx context.Context, ref namespace.ChunkRef, p []byte, off int64) (int, error) {
 	if off < 0 || off > int64(ref.Size) {
 		return 0, namespace.E(namespace.Invalid, "read", "chunk "+ref.Digest.String(), fmt.Errorf("offset %d of %d bytes", off, ref.Size))
 	}
+	if n, err := r.c.readLocal(ref, p, off); err == nil {
+		return n, nil
+	}
+	r.c.count.misses.Add(1)
+	ctx, cancel := r.bounded(ctx)
+	defer cancel()
 	var err error
 	for range readAttempts {
-		e, ok := r.c.index.get(ref.Digest)
-		if ok && e.size == ref.Size {
-			var n int
-			if n, err = r.c.copyLocal(ref.Digest, e, p, off); err == nil {
-				return n, nil
-			}
-			continue // it was dropped: look again
-		}
 		var got []byte
 		if got, err = r.fetchChunk(ctx, ref); err != nil {
-			return 0, err
+			return 0, r.explain(err, ref.Digest)
 		}
 		if got != nil { // the disk is full: straight from the network
 			return copy(p, got[off:]), nil
 		}
+		var n int
+		if n, err = r.c.readLocal(ref, p, off); err == nil {
+			return n, nil
+		}
 	}
-	return 0, namespace.E(namespace.KindOf(err), "read", "chunk "+ref.Digest.String(), err)
+	return 0, namespace.E(namespace.Unavailable, "read", "chunk "+ref.Digest.String(), fmt.Errorf("the cache loses what it fetches: %w", err))
 }
 
-// copyLocal copies part of a chunk that is here. If it is damaged, or was evicted, its entry is
+// holds reports whether a chunk is here, as far as can be told without reading it.
+func (c *Cache) holds(d namespace.Digest) bool {
+	e, ok := c.index.get(d)
+	return ok && c.segments.holds(e)
+}
+
+// errMiss says that a chunk is not here. It does not leave this package.
+var errMiss = errors.New("not in the cache")
+
+// readLocal copies part of a chunk that is here. If it is damaged, or was evicted, its entry is
 // dropped, and that is the error.
-func (c *Cache) copyLocal(d namespace.Digest, e extent, p []byte, off int64) (int, error) {
+func (c *Cache) readLocal(ref namespace.ChunkRef, p []byte, off int64) (int, error) {
+	e, ok := c.index.get(ref.Digest)
+	if !ok || e.size != ref.Size {
+		return 0, errMiss
+	}
 	key := frameKey{e.seg, e.at}
 	f, first, err := c.frames.get(key, e.plain, true, func(buf []byte) ([]byte, error) { return c.load(e, buf) })
 	if err != nil {
 		if namespace.IsKind(err, namespace.Corrupt) {
 			c.count.corrupt.Add(1)
-			c.log.Warn("damaged in the cache, fetched again", "chunk", d.String(), "error", err)
+			c.log.Warn("damaged in the cache, fetched again", "chunk", ref.Digest.String(), "error", err)
 		}
-		c.index.drop(d, e)
+		c.index.drop(ref.Digest, e)
 		return 0, err
 	}
 	defer c.frames.release(f)
 	if first {
 		c.count.frames.Add(1)
 		c.noteDemand(e)
+		c.triggers.fire(key)
 	}
 	if uint64(e.off)+uint64(e.size) > uint64(len(f.buf)) {
-		c.index.drop(d, e)
-		return 0, namespace.E(namespace.Corrupt, "read", "chunk "+d.String(), fmt.Errorf("outside its frame"))
+		c.index.drop(ref.Digest, e)
+		return 0, namespace.E(namespace.Corrupt, "read", "chunk "+ref.Digest.String(), fmt.Errorf("outside its frame"))
 	}
 	c.count.hits.Add(1)
 	return copy(p, f.buf[e.off:][:e.size][off:]), nil

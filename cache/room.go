@@ -19,10 +19,10 @@ const objectsShare = 4
 func (c *Cache) makeRoom(n int64) {
 	c.room.Lock()
 	defer c.room.Unlock()
-	if c.objectBytes.Add(0) > c.o.QuotaBytes/objectsShare {
+	if c.objectBytes.Load() > c.o.QuotaBytes/objectsShare {
 		c.dropObjects()
 	}
-	for c.segments.bytes()+c.objectBytes.Load()+n > c.o.QuotaBytes {
+	for c.used()+n > c.o.QuotaBytes {
 		old := c.segments.oldest()
 		if old == nil {
 			return // only the one that is written is left
@@ -34,9 +34,12 @@ func (c *Cache) makeRoom(n int64) {
 	}
 }
 
+// used is what is on disk, in bytes.
+func (c *Cache) used() int64 { return c.segments.bytes() + c.objectBytes.Load() + c.index.size.Load() }
+
 // evict drops a segment: first what points at it, then itself.
 func (c *Cache) evict(s *segment) error {
-	_, err := s.scan(0, func(rec record) error {
+	end, err := s.scan(0, func(rec record) error {
 		for _, e := range rec.extents(s.id) {
 			c.index.drop(e.digest, e.extent)
 		}
@@ -44,6 +47,9 @@ func (c *Cache) evict(s *segment) error {
 	})
 	if err != nil {
 		return err
+	}
+	if end < s.size.Load() { // a damaged header hid records from the scan, not from the index
+		c.index.bad.Store(true)
 	}
 	c.index.cover(s.id, 0)
 	c.count.evictions.Add(1)
@@ -98,7 +104,7 @@ func (c *Cache) recovered() {
 
 // sweepTemporary removes what a crash left of objects being written.
 func (c *Cache) sweepTemporary() {
-	left, _ := filepath.Glob(filepath.Join(c.o.Dir, "objects", "*", ".new-*"))
+	left, _ := filepath.Glob(filepath.Join(c.o.Dir, "objects", "*", temporary+"*"))
 	for _, path := range left {
 		_ = os.Remove(path)
 	}

@@ -34,7 +34,8 @@ const (
 	recordMagic  = "CXR1"
 	recordHeader = 40
 	tableEntry   = 40
-	segmentBytes = 64 << 20 // a segment is closed at this size: the grain of eviction
+	segmentMax   = 64 << 20 // a segment is closed at this size at the latest
+	segmentShare = 16       // or at one in so many bytes of the quota: the grain of eviction
 )
 
 var le = binary.LittleEndian
@@ -75,23 +76,30 @@ func (r record) extents(seg uint32) []located {
 	return all
 }
 
-// encodeRecord returns the bytes of a record.
-func encodeRecord(stored []byte, codec object.Codec, plain uint32, chunks []object.FrameChunk) (b []byte, sum uint64) {
+// recordPrefix is how much room a record's header and table take.
+func recordPrefix(chunks []object.FrameChunk) int { return recordHeader + len(chunks)*tableEntry }
+
+// sealRecord fills in the header and table of the record b, whose stored bytes are in place, and
+// returns their checksum.
+func sealRecord(b []byte, codec object.Codec, plain uint32, chunks []object.FrameChunk) (sum uint64) {
+	prefix := recordPrefix(chunks)
+	stored := b[prefix:]
 	sum = xxhash.Sum64(stored)
-	b = make([]byte, recordHeader, recordHeader+len(chunks)*tableEntry+len(stored))
-	copy(b, recordMagic)
-	le.PutUint32(b[4:], uint32(len(stored)))
-	le.PutUint32(b[8:], plain)
-	b[12] = byte(codec)
-	le.PutUint32(b[16:], uint32(len(chunks)))
-	le.PutUint64(b[24:], sum)
+	head := append(b[:0], recordMagic...)
+	head = le.AppendUint32(head, uint32(len(stored)))
+	head = le.AppendUint32(head, plain)
+	head = append(head, byte(codec), 0, 0, 0)
+	head = le.AppendUint32(head, uint32(len(chunks)))
+	head = le.AppendUint32(head, 0)
+	head = le.AppendUint64(head, sum)
+	head = le.AppendUint64(head, 0)
 	for _, c := range chunks {
-		b = append(b, c.Digest[:]...)
-		b = le.AppendUint32(b, c.Off)
-		b = le.AppendUint32(b, c.Len)
+		head = append(head, c.Digest[:]...)
+		head = le.AppendUint32(head, c.Off)
+		head = le.AppendUint32(head, c.Len)
 	}
-	le.PutUint64(b[32:], headerSum(b))
-	return append(b, stored...), sum
+	le.PutUint64(b[32:], headerSum(b[:prefix]))
+	return sum
 }
 
 // headerSum checks a header, its own checksum left out, and the table.
@@ -132,19 +140,20 @@ func readRecord(r io.ReaderAt, at uint32) (record, error) {
 	return rec, nil
 }
 
-// segment is one file. used is guarded by segments.mu; lastUse is seconds since 1970.
+// segment is one file. size is its whole records; lastUse is seconds since 1970.
 type segment struct {
 	id      uint32
 	file    *os.File
-	size    uint32
+	size    atomic.Uint32
 	lastUse atomic.Int64
+	dirty   atomic.Bool // written since it was synced
 }
 
 // scan calls fn for every whole record from off on and returns where the first that is not begins.
 func (s *segment) scan(off uint32, fn func(record) error) (uint32, error) {
 	for {
 		rec, err := readRecord(s.file, off)
-		if err != nil || int64(rec.end()) > int64(s.size) {
+		if err != nil || int64(rec.end()) > int64(s.size.Load()) {
 			return off, nil
 		}
 		if err := fn(rec); err != nil {
@@ -154,10 +163,11 @@ func (s *segment) scan(off uint32, fn func(record) error) (uint32, error) {
 	}
 }
 
-// truncate drops a torn tail. If it cannot, the next append starts a new segment.
+// truncate drops a torn tail. What cannot be cut off is overwritten.
 func (s *segment) truncate(end uint32) {
-	if end < s.size && s.file.Truncate(int64(end)) == nil {
-		s.size = end
+	if end < s.size.Load() {
+		_ = s.file.Truncate(int64(end))
+		s.size.Store(end)
 	}
 }
 
@@ -165,15 +175,18 @@ func (s *segment) touch() { s.lastUse.Store(time.Now().Unix()) }
 
 // segments is the set of them; the one with the highest id is appended to.
 type segments struct {
-	dir string
+	dir   string
+	grain uint32 // the size at which a segment is closed
+
+	appending sync.Mutex // one at a time; mu is not held while the disk is waited for
 
 	mu   sync.RWMutex
 	byID map[uint32]*segment
 	last uint32
 }
 
-func openSegments(dir string) (*segments, error) {
-	ss := &segments{dir: dir, byID: map[uint32]*segment{}}
+func openSegments(dir string, quota int64) (*segments, error) {
+	ss := &segments{dir: dir, grain: uint32(min(quota/segmentShare, segmentMax)), byID: map[uint32]*segment{}}
 	names, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, disk.Error("list", dir, err)
@@ -185,14 +198,16 @@ func openSegments(dir string) (*segments, error) {
 		}
 		f, err := os.OpenFile(filepath.Join(dir, n.Name()), os.O_RDWR, 0)
 		if err != nil {
+			ss.close()
 			return nil, disk.Error("open", n.Name(), err)
 		}
 		info, err := f.Stat()
-		if err != nil || info.Size() > 2*segmentBytes {
+		if err != nil || info.Size() > 2*segmentMax {
 			f.Close()
 			continue // not of our making
 		}
-		s := &segment{id: uint32(id), file: f, size: uint32(info.Size())}
+		s := &segment{id: uint32(id), file: f}
+		s.size.Store(uint32(info.Size()))
 		s.lastUse.Store(info.ModTime().Unix())
 		ss.byID[s.id] = s
 		ss.last = max(ss.last, s.id)
@@ -207,6 +222,12 @@ func (ss *segments) get(id uint32) *segment {
 	ss.mu.RLock()
 	defer ss.mu.RUnlock()
 	return ss.byID[id]
+}
+
+// holds reports whether an extent is within its segment.
+func (ss *segments) holds(e extent) bool {
+	s := ss.get(e.seg)
+	return s != nil && uint64(e.at)+uint64(e.stored) <= uint64(s.size.Load())
 }
 
 // all returns the segments, oldest first.
@@ -226,32 +247,37 @@ func (ss *segments) bytes() (n int64) {
 	ss.mu.RLock()
 	defer ss.mu.RUnlock()
 	for _, s := range ss.byID {
-		n += int64(s.size)
+		n += int64(s.size.Load())
 	}
 	return n
 }
 
 // append writes a record and returns where it is. Kinds: Limit (disk full), Internal.
 func (ss *segments) append(b []byte) (seg, at uint32, err error) {
-	ss.mu.Lock()
-	defer ss.mu.Unlock()
+	ss.appending.Lock()
+	defer ss.appending.Unlock()
+	ss.mu.RLock()
 	s := ss.byID[ss.last]
-	if s == nil || s.size >= segmentBytes {
+	ss.mu.RUnlock()
+	if s == nil || s.size.Load() >= ss.grain {
 		if s, err = ss.create(); err != nil {
 			return 0, 0, err
 		}
 	}
-	at = s.size
+	at = s.size.Load()
+	s.dirty.Store(true)
 	if _, err := s.file.WriteAt(b, int64(at)); err != nil {
 		_ = s.file.Truncate(int64(at)) // what cannot be cut off is overwritten, or skipped by a scan
 		return 0, 0, disk.Error("write", s.file.Name(), err)
 	}
-	s.size += uint32(len(b))
+	s.size.Add(uint32(len(b)))
 	s.touch()
 	return s.id, at, nil
 }
 
 func (ss *segments) create() (*segment, error) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
 	id := ss.last + 1
 	f, err := os.OpenFile(ss.path(id), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -261,6 +287,38 @@ func (ss *segments) create() (*segment, error) {
 	s.touch()
 	ss.byID[id], ss.last = s, id
 	return s, nil
+}
+
+// sync makes what was appended survive a crash.
+func (ss *segments) sync() error {
+	synced := false
+	for _, s := range ss.all() {
+		if !s.dirty.Swap(false) {
+			continue
+		}
+		synced = true
+		if err := s.file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
+			s.dirty.Store(true)
+			return disk.Error("sync", s.file.Name(), err)
+		}
+	}
+	if synced {
+		return syncDir(ss.dir)
+	}
+	return nil
+}
+
+// syncDir makes the names in a directory survive a crash.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return disk.Error("open", dir, err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return disk.Error("sync", dir, err)
+	}
+	return nil
 }
 
 // oldest returns the least recently used segment but the one that is appended to, or nil.
@@ -278,11 +336,12 @@ func (ss *segments) oldest() *segment {
 }
 
 // remove forgets a segment and deletes its file. Reads that have begun end well: the descriptor is
-// closed by the garbage collector, after the last of them.
+// closed after the last of them.
 func (ss *segments) remove(s *segment) error {
 	ss.mu.Lock()
 	delete(ss.byID, s.id)
 	ss.mu.Unlock()
+	s.file.Close()
 	if err := os.Remove(ss.path(s.id)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return disk.Error("remove", ss.path(s.id), err)
 	}
@@ -310,7 +369,9 @@ func (ss *segments) read(e extent, buf []byte) ([]byte, error) {
 		buf = make([]byte, e.stored)
 	}
 	buf = buf[:e.stored]
-	if _, err := s.file.ReadAt(buf, int64(e.at)); err != nil {
+	if _, err := s.file.ReadAt(buf, int64(e.at)); errors.Is(err, os.ErrClosed) {
+		return nil, namespace.E(namespace.NotExist, "read", s.file.Name(), err) // evicted just now
+	} else if err != nil {
 		kind := namespace.Corrupt // cut short, or a dying disk: either way it is fetched again
 		return nil, namespace.E(kind, "read", s.file.Name(), err)
 	}

@@ -8,8 +8,8 @@ import (
 
 // counters count since the cache was opened.
 type counters struct {
-	hits, frames, requests, fetched atomic.Uint64
-	corrupt, evictions, unkept      atomic.Uint64
+	hits, misses, frames, requests, fetched atomic.Uint64
+	corrupt, evictions, unkept              atomic.Uint64
 }
 
 // Stats says what a cache holds and did since it was opened.
@@ -18,6 +18,7 @@ type Stats struct {
 	QuotaBytes  int64  `json:"quota_bytes"`
 	Segments    int    `json:"segments"`
 	Hits        uint64 `json:"hits"`          // chunk reads answered from here
+	Misses      uint64 `json:"misses"`        // chunk reads that waited for an origin
 	Frames      uint64 `json:"frames"`        // frames demanded for them
 	Requests    uint64 `json:"requests"`      // sent to origins
 	Fetched     uint64 `json:"fetched_bytes"` // received from them
@@ -30,8 +31,8 @@ type Stats struct {
 // Stats returns the cache's statistics.
 func (c *Cache) Stats() Stats {
 	return Stats{
-		UsedBytes: c.segments.bytes() + c.objectBytes.Load(), QuotaBytes: c.o.QuotaBytes, Segments: len(c.segments.all()),
-		Hits: c.count.hits.Load(), Frames: c.count.frames.Load(), Requests: c.count.requests.Load(), Fetched: c.count.fetched.Load(),
+		UsedBytes: c.used(), QuotaBytes: c.o.QuotaBytes, Segments: len(c.segments.all()),
+		Hits: c.count.hits.Load(), Misses: c.count.misses.Load(), Frames: c.count.frames.Load(), Requests: c.count.requests.Load(), Fetched: c.count.fetched.Load(),
 		Corrupt: c.count.corrupt.Load(), Evictions: c.count.evictions.Load(), Unkept: c.count.unkept.Load(), ReadThrough: c.through.Load(),
 	}
 }
@@ -49,6 +50,7 @@ var (
 	descUsed      = desc("used_bytes", "Bytes on disk.")
 	descQuota     = desc("quota_bytes", "Bound of the bytes on disk.")
 	descHits      = desc("hits_total", "Chunk reads answered from the cache.")
+	descMisses    = desc("misses_total", "Chunk reads that waited for an origin.")
 	descRequests  = desc("requests_total", "Requests sent to origins.")
 	descFetched   = desc("fetched_bytes_total", "Bytes received from origins.")
 	descCorrupt   = desc("corrupt_total", "Objects refused, from the disk or the network.")
@@ -71,6 +73,7 @@ func (k collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descUsed, s.UsedBytes)
 	gauge(descQuota, s.QuotaBytes)
 	counter(descHits, s.Hits)
+	counter(descMisses, s.Misses)
 	counter(descRequests, s.Requests)
 	counter(descFetched, s.Fetched)
 	counter(descCorrupt, s.Corrupt)
