@@ -3,6 +3,7 @@ package fusefs
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -115,7 +116,7 @@ func (s *Server) resolves(in *instance, entry int, ino uint64, active namespace.
 	if !ok {
 		return false
 	}
-	at, tree := pathID{}, pathID{}
+	var at, tree pathID
 	c, i := g.cat, 0
 	for k, name := range path {
 		next, found := c.Lookup(i, []byte(name))
@@ -159,58 +160,46 @@ func (s *Server) sweep() {
 }
 
 // Sweep drops the draining generations that no process uses any more: the kernel is told to forget
-// their entries, and their catalogs are let go. It is called from time to time anyway.
+// their entries, and their catalogs are let go as soon as it has. It is called from time to time
+// anyway. Processes that Users cannot see keep what they have: it is merely not listed any more.
 // Kinds: those of Users.
 func (s *Server) Sweep() error {
-	st := s.Status()
-	if len(st.Draining) == 0 || st.Mode != ModeBeneath {
-		return nil
+	old := s.Status().Draining
+	var holders []Holder
+	if len(old) > 0 {
+		var mounts []uint64
+		for _, g := range old {
+			mounts = append(mounts, g.at.mount)
+		}
+		var err error
+		if holders, err = Users(mounts...); err != nil {
+			return err
+		}
 	}
-	var ids []uint64
-	for _, g := range st.Draining {
-		ids = append(ids, g.MountID)
+	s.mu.Lock() // which no handler takes, so the kernel may ask meanwhile
+	defer s.mu.Unlock()
+	for _, g := range old {
+		if !slices.ContainsFunc(holders, g.at.holds) {
+			s.retire(g)
+		}
 	}
-	holders, err := Users(ids...)
-	if err != nil {
-		return err
-	}
-	used := map[uint64]bool{}
-	for _, h := range holders {
-		used[h.MountID] = true
-	}
-	for _, g := range s.takeDrained(used) {
-		// Outside all locks: the kernel may answer with requests, and with FORGETs.
-		s.fuse.EntryNotify(superRoot, g.Root.Hex())
-		left := s.table.drop(g.Root)
-		s.o.Logger.Info("generation drained", "version", g.Label, "root", g.Root.String(), "catalogs_left", left)
+	for root, g := range s.leaving {
+		if left := s.table.drop(root); left == 0 {
+			s.o.Logger.Info("generation drained", "version", g.Label, "root", root.String())
+			delete(s.leaving, root)
+		}
 	}
 	return nil
 }
 
-// takeDrained removes from the draining those whose mounts nobody uses, and returns those of them
-// whose tree is not shown by any other mount of ours.
-func (s *Server) takeDrained(used map[uint64]bool) []Generation {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	shown := map[namespace.Digest]bool{s.active.Root: true}
-	var keep, taken, free []Generation
-	for _, g := range s.draining {
-		if used[g.MountID] {
-			keep = append(keep, g)
-			shown[g.Root] = true
-		} else {
-			taken = append(taken, g)
-		}
+// retire takes g off the list of those that drain. If nothing else of ours shows its tree, the
+// kernel is told to forget it.
+func (s *Server) retire(g Generation) {
+	s.draining = slices.DeleteFunc(s.draining, func(d Generation) bool { return d == g })
+	if s.active.Root == g.Root || s.isDraining(g.Root) {
+		return
 	}
-	s.draining = keep
-	for _, g := range taken {
-		if !shown[g.Root] {
-			shown[g.Root] = true // once
-			free = append(free, g)
-			s.gens.Lock()
-			delete(s.gens.byName, g.Root.Hex())
-			s.gens.Unlock()
-		}
-	}
-	return free
+	s.withdraw(g.Root)
+	s.leaving[g.Root] = g
+	s.fuse.EntryNotify(superRoot, g.Root.Hex())
 }

@@ -32,8 +32,8 @@
 //
 // Handlers run on many goroutines. Server.mu guards the list of generations and the mounting; it is
 // never held while the kernel could ask a question that needs it: handlers take only the locks of
-// the node table (table.go), for a few instructions. Notifications go out from the goroutine that
-// sweeps drained generations, never from a handler.
+// the node table (table.go), for a few instructions. Notifications go out from goroutines of their
+// own, never from a handler.
 package fusefs
 
 import (
@@ -58,7 +58,8 @@ type Source interface {
 type Options struct {
 	Dir    string // absolute; an existing directory, or, without privileges, absent, empty or ours
 	Source Source
-	// RunDir is where an unprivileged mount has its superblock; made if need be.
+	// RunDir is where the superblock is mounted if it cannot stay detached: without privileges, and
+	// before Linux 6.15. Made if need be. Servers may share one.
 	RunDir string
 	Name   string // shown as the mount's source; default "coppice"
 	// AllowSuid lets setuid bits and file capabilities have effect, AllowDev devices.
@@ -98,6 +99,8 @@ type Generation struct {
 	Label   string           `json:"label"`    // for people: NAME@N
 	MountID uint64           `json:"mount_id"` // of the mount that shows it, as in mountinfo; 0 in symlink mode
 	Since   time.Time        `json:"since"`    // of activation, or, when draining, of the end of it
+
+	at spot
 }
 
 // Status says what a mount shows.

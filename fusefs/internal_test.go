@@ -33,7 +33,7 @@ func TestCollisionIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	tab := newTable()
-	n, err := tab.addInstance(instance{cat: c}, pathID{})
+	n, in, err := tab.addInstance(instance{cat: c}, pathID{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func TestCollisionIsRefused(t *testing.T) {
 		t.Errorf("another file under the same id: %v", err)
 	}
 	tab.forget(7, 2)
-	if tab.len() != 0 || tab.instance(n).nodes != 0 {
+	if tab.len() != 0 || in.users != 1 {
 		t.Errorf("%d nodes left after they were forgotten", tab.len())
 	}
 }
@@ -71,7 +71,7 @@ func TestNodesAreCheap(t *testing.T) {
 	}
 	before := heap()
 	tab := newTable()
-	inst, err := tab.addInstance(instance{cat: c}, pathID{})
+	inst, _, err := tab.addInstance(instance{cat: c}, pathID{})
 	if err != nil {
 		t.Fatal(err)
 	}

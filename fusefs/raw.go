@@ -2,7 +2,9 @@ package fusefs
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"strings"
 	"syscall"
 	"time"
 
@@ -65,9 +67,19 @@ func (r *rawFS) request() (context.Context, context.CancelFunc) {
 // fail logs an error, not more often than failures allows, and returns its errno.
 func (r *rawFS) fail(op string, node uint64, err error) fuse.Status {
 	if n, ok := r.fails.note(); ok {
-		r.log.Error("request failed", "op", op, "node", node, "error", err, "failures", n)
+		r.log.Error("request failed", "op", op, "path", r.where(node), "error", err, "failures", n)
 	}
 	return status(err)
+}
+
+// where names a node for people: by its path in its generation.
+func (r *rawFS) where(node uint64) string {
+	in, entry, _, ok := r.table.get(node)
+	if !ok {
+		return fmt.Sprintf("node %#x", node)
+	}
+	path, _ := r.table.pathOf(in, entry)
+	return "/" + strings.Join(path, "/")
 }
 
 // Lookup implements fuse.RawFileSystem.
@@ -81,6 +93,7 @@ func (r *rawFS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fu
 	if st != fuse.OK {
 		return st
 	}
+	defer r.table.release(d.inst)
 	i, ok := d.in.cat.Lookup(d.entry, []byte(name))
 	if !ok {
 		out.NodeId, out.EntryValid = 0, forever // a negative entry, kept as long as others
@@ -107,6 +120,7 @@ func (r *rawFS) lookupGeneration(name string, out *fuse.EntryOut) fuse.Status {
 }
 
 // place is a directory that is about to be read: its entry in the catalog that holds its children.
+// The instance is held until release.
 type place struct {
 	dirInfo
 	node  uint64
@@ -115,34 +129,36 @@ type place struct {
 	entry int
 }
 
-// directory finds the node of a directory, loading its own catalog if it is a nested one.
+// directory finds the node of a directory, loading its own catalog if it is a nested one. If it
+// succeeds, the caller releases the place's instance.
 func (r *rawFS) directory(ctx context.Context, node uint64) (place, fuse.Status) {
-	in, inst, entry, info, ok := r.table.find(node)
+	in, inst, entry, info, ok := r.table.hold(node)
 	if !ok {
 		return place{}, fuse.Status(syscall.ESTALE)
 	}
+	p := place{dirInfo: info, node: node, in: in, entry: entry, inst: inst}
 	e := in.cat.Entry(entry)
+	if e.Type == catalog.Dir && !e.IsNested() {
+		return p, fuse.OK
+	}
+	defer r.table.release(inst)
 	if e.Type != catalog.Dir {
 		return place{}, fuse.ENOTDIR
 	}
-	p := place{dirInfo: info, node: node, in: in, entry: entry, inst: inst}
-	if !e.IsNested() {
-		return p, fuse.OK
-	}
-	ref, _ := in.cat.Nested(entry)
 	sub, err := in.cat.Enter(ctx, r.src, entry)
 	if err != nil {
 		return place{}, r.fail("load catalog", node, err)
 	}
+	ref, _ := in.cat.Nested(entry)
 	tree := in.tree
 	if ref.TreeRoot {
 		tree = info.path
 	}
-	p.inst, err = r.table.addInstance(instance{cat: sub, digest: ref.Digest, gen: in.gen, tree: tree, parent: in, parentEntry: entry}, info.path)
+	p.inst, p.in, err = r.table.addInstance(instance{cat: sub, digest: ref.Digest, gen: in.gen, tree: tree, parent: in, parentEntry: entry}, info.path)
 	if err != nil {
 		return place{}, r.fail("load catalog", node, err)
 	}
-	p.in, p.entry = r.table.instance(p.inst), 0
+	p.entry = 0
 	r.table.resolve(node, p.inst)
 	return p, fuse.OK
 }

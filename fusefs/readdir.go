@@ -48,6 +48,7 @@ func (r *rawFS) list(in *fuse.ReadIn, add func(place, catalog.Entry, fuse.DirEnt
 	if st != fuse.OK {
 		return st
 	}
+	defer r.table.release(d.inst)
 	lo, hi := d.in.cat.Children(d.entry)
 	n := uint64(hi - lo)
 	for at := in.Offset; at < 2+2*n; at++ {

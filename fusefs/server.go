@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/catalog"
 )
 
 // Server is a mount and the goroutines that answer for it. Safe for concurrent use.
@@ -23,9 +25,10 @@ type Server struct {
 	table   *table
 	metrics *metrics
 	fuse    *fuse.Server
-	done    chan struct{} // closed when the kernel has let go of the superblock
-	stop    chan struct{} // closed when the mount is taken away
-	once    sync.Once
+	done    chan struct{}  // closed when the kernel has let go of the superblock
+	stop    chan struct{}  // closed when the mount is taken away
+	once    sync.Once      // closes it
+	work    sync.WaitGroup // goroutines that end when stop is closed
 
 	// gens is what handlers need of the generations; its lock is never held while anything else
 	// is done.
@@ -38,6 +41,7 @@ type Server struct {
 	mounter  mounter
 	active   Generation
 	draining []Generation
+	leaving  map[namespace.Digest]Generation // drained, but the kernel still knows nodes of theirs
 	gone     bool
 }
 
@@ -51,15 +55,12 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	if err := checkDir(o); err != nil {
 		return nil, err
 	}
-	var m mounter
-	m, err := newBeneath(o)
-	if namespace.IsKind(err, namespace.Denied) {
-		m, err = newSymlink(o)
-	}
+	m, err := newMounter(o)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, table: newTable(), mounter: m, done: make(chan struct{}), stop: make(chan struct{})}
+	s := &Server{o: o, table: newTable(), mounter: m, done: make(chan struct{}), stop: make(chan struct{}),
+		leaving: map[namespace.Digest]Generation{}}
 	s.gens.byName = map[string]catalogAt{}
 	s.raw = &rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), src: o.Source, table: s.table, log: o.Logger,
 		timeout: o.Timeout, generations: s.generation}
@@ -69,13 +70,15 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		return nil, errors.Join(err, m.close())
 	}
 	s.raw.push.store = s.fuse.InodeNotifyStoreCache
-	go s.raw.push.run(s.stop)
+	s.work.Go(func() { s.raw.push.run(s.stop) })
+	s.work.Go(s.sweep)
+	s.work.Go(s.watch)
 	go func() {
 		defer close(s.done)
 		s.fuse.Serve()
 		s.end()
+		s.work.Wait()
 	}()
-	go s.sweep()
 	return s, nil
 }
 
@@ -123,18 +126,18 @@ func (s *Server) Activate(ctx context.Context, root namespace.Digest, label stri
 		s.active.Label = label
 		return s.active, nil
 	}
-	inst, err := s.table.addInstance(instance{cat: cat, digest: root, gen: root}, pathID{})
-	if err != nil {
+	if err := s.offer(root, cat); err != nil {
 		return Generation{}, err
 	}
-	name := root.Hex()
-	s.gens.Lock()
-	s.gens.byName[name] = catalogAt{inst, root, cat}
-	s.gens.Unlock()
-	id, err := s.mounter.show(name)
+	at, err := s.mounter.show(root.Hex())
 	if err != nil {
+		if !s.isDraining(root) {
+			s.withdraw(root)
+			s.leaving[root] = Generation{Root: root, Label: label}
+		}
 		return Generation{}, err
 	}
+	delete(s.leaving, root)
 	now := time.Now()
 	first := s.active.Root.IsZero()
 	if !first {
@@ -142,17 +145,50 @@ func (s *Server) Activate(ctx context.Context, root namespace.Digest, label stri
 		old.Since = now
 		s.draining = append(s.draining, old)
 	}
-	s.active = Generation{Root: root, Label: label, MountID: id, Since: now}
+	s.active = Generation{Root: root, Label: label, Since: now, at: at}
+	if at.path == "" {
+		s.active.MountID = at.mount
+	}
 	if first {
 		s.raiseReadAhead()
 	}
 	return s.active, nil
 }
 
+// offer makes a generation one that the kernel can look up, and holds its root catalog.
+func (s *Server) offer(root namespace.Digest, cat *catalog.Catalog) error {
+	if _, ok := s.generation(root.Hex()); ok {
+		return nil // it is draining: somebody still uses it
+	}
+	inst, _, err := s.table.addInstance(instance{cat: cat, digest: root, gen: root}, pathID{})
+	if err != nil {
+		return err
+	}
+	s.gens.Lock()
+	defer s.gens.Unlock()
+	s.gens.byName[root.Hex()] = catalogAt{inst, root, cat}
+	return nil
+}
+
+// withdraw undoes offer.
+func (s *Server) withdraw(root namespace.Digest) {
+	s.gens.Lock()
+	g, ok := s.gens.byName[root.Hex()]
+	delete(s.gens.byName, root.Hex())
+	s.gens.Unlock()
+	if ok {
+		s.table.release(g.inst)
+	}
+}
+
+func (s *Server) isDraining(root namespace.Digest) bool {
+	return slices.ContainsFunc(s.draining, func(g Generation) bool { return g.Root == root })
+}
+
 // raiseReadAhead lets the kernel read further ahead than its default of 128 KiB. It needs the
 // device number, which mountinfo tells without asking the file system. Best effort.
 func (s *Server) raiseReadAhead() {
-	dev, ok := deviceOf(s.active.MountID)
+	dev, ok := deviceOf(s.active.at.mount)
 	if !ok {
 		return
 	}
@@ -194,7 +230,8 @@ func (s *Server) Unmount(force bool) error {
 	return nil
 }
 
-// Wait returns when the mount is over: unmounted, by us or by others, and used by nobody.
+// Wait returns when the mount is over: unmounted, by us or by others, and used by nobody. Nothing
+// runs on after it.
 func (s *Server) Wait() { <-s.done }
 
 // end cleans up after the kernel has let go, which it does also if somebody else unmounts Dir.
@@ -203,6 +240,7 @@ func (s *Server) end() {
 	defer s.mu.Unlock()
 	s.gone = true
 	s.once.Do(func() { close(s.stop) })
+	// Best effort, after the fact: nobody is there to be told.
 	_ = s.mounter.hide(true)
 	_ = s.mounter.close()
 }

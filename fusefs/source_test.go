@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"coppice.dev/coppice/fusefs"
@@ -181,6 +182,25 @@ func read(t testing.TB, path string) string {
 	return string(b)
 }
 
+// requests returns how many requests of a kind the kernel made of a mount; of all for "".
+func requests(t testing.TB, s *fusefs.Server, op string) (n uint64) {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	r.MustRegister(s.Collector())
+	all, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "coppice_fuse_request_seconds" && (op == "" || m.GetLabel()[0].GetValue() == op) {
+				n += m.GetHistogram().GetSampleCount()
+			}
+		}
+	}
+	return n
+}
+
 func inode(t testing.TB, path string) uint64 {
 	t.Helper()
 	var st syscall.Stat_t
@@ -208,6 +228,9 @@ var helpers = map[string]func() int{"serve": helperServe}
 
 // helperServe mounts a small tree at $DIR, says so, and serves it until it is killed.
 func helperServe() int {
+	if os.Getenv("OLD") != "" {
+		fusefs.OldKernel(false, true)
+	}
 	m := newMemory()
 	root := dir("", m.file("hello", "world"))
 	var d namespace.Digest

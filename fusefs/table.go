@@ -19,7 +19,7 @@ type instance struct {
 	tree        pathID           // root of the tree it belongs to: hard-link paths are relative to it
 	parent      *instance        // that refers to it, at parentEntry; nil for a generation's root
 	parentEntry int
-	nodes       int64 // nodes that refer to it; guarded by table.mu
+	users       int64 // nodes that refer to it, and holds; guarded by table.mu
 }
 
 // node is what the kernel knows under a node id: an entry of an instance, and how often the kernel
@@ -85,30 +85,36 @@ func newTable() *table {
 
 func (t *table) shard(id uint64) *shard { return &t.shards[id%shardCount] }
 
-// addInstance returns the number of the instance in, whose root is at path, adding it if there is
-// none like it. Kinds: Limit.
-func (t *table) addInstance(in instance, path pathID) (uint32, error) {
+// addInstance returns the instance in and its number, with its root at path, adding it if there is
+// none like it. It is held: it and its number stay until the caller releases it. Kinds: Limit.
+func (t *table) addInstance(in instance, path pathID) (uint32, *instance, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	in.path = path
 	key := instanceKey{in.gen, path, in.digest}
 	if n, ok := t.numbers[key]; ok {
-		return n, nil
+		t.instances[n].users++
+		return n, t.instances[n], nil
 	}
+	in.users = 1
 	n := uint32(len(t.instances))
 	switch {
 	case len(t.free) > 0:
 		n, t.free = t.free[len(t.free)-1], t.free[:len(t.free)-1]
 		t.instances[n] = &in
 	case n == instancesMax:
-		return 0, namespace.E(namespace.Limit, "load catalog", in.digest.String(), fmt.Errorf("%d catalogs in use", n))
+		return 0, nil, namespace.E(namespace.Limit, "load catalog", in.digest.String(), fmt.Errorf("%d catalogs in use", n))
 	default:
 		t.instances = append(t.instances, &in)
 	}
 	t.numbers[key] = n
-	return n, nil
+	return n, &in, nil
 }
 
+// release gives back a hold.
+func (t *table) release(inst uint32) { t.count(inst, -1) }
+
+// instance returns an instance that a node refers to, or that is held.
 func (t *table) instance(n uint32) *instance {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -118,29 +124,33 @@ func (t *table) instance(n uint32) *instance {
 // get returns the node's entry and, for a directory, where it is. ok is false for a node that the
 // kernel should not know.
 func (t *table) get(id uint64) (in *instance, entry int, dir dirInfo, ok bool) {
-	in, _, entry, dir, ok = t.find(id)
-	return in, entry, dir, ok
-}
-
-// find is get; it returns the instance's number as well.
-func (t *table) find(id uint64) (in *instance, inst uint32, entry int, dir dirInfo, ok bool) {
 	s := t.shard(id)
 	s.mu.RLock()
+	defer s.mu.RUnlock() // until the instance is found: its number might be another's afterwards
 	n, ok := s.nodes[id]
-	if ok {
-		dir = s.dirs[id]
+	if !ok {
+		return nil, 0, dir, false
 	}
-	s.mu.RUnlock()
+	return t.instance(n.inst()), n.entry(), s.dirs[id], true
+}
+
+// hold is get of a node whose instance is to be used by number: the caller releases it.
+func (t *table) hold(id uint64) (in *instance, inst uint32, entry int, dir dirInfo, ok bool) {
+	s := t.shard(id)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n, ok := s.nodes[id]
 	if !ok {
 		return nil, 0, 0, dir, false
 	}
-	in = t.instance(n.inst())
-	return in, n.inst(), n.entry(), dir, in != nil
+	t.count(n.inst(), 1)
+	return t.instance(n.inst()), n.inst(), n.entry(), s.dirs[id], true
 }
 
-// enter counts one more lookup of id and makes it refer to the entry given: an equal one of a newer
-// generation takes over. Two different things under one id are a collision, and refused: the chance
-// is 2⁻⁶⁴ a pair, but wrong data would be worse than an error.
+// enter counts one more lookup of id and makes it refer to the entry given, of an instance that the
+// caller holds: what is known as a file of an old generation is one of the new from then on. Two
+// different things under one id are a collision, and refused: the chance is 2⁻⁶⁴ a pair, but wrong
+// data would be worse than an error.
 func (t *table) enter(id uint64, inst uint32, entry int, dir *dirInfo) error {
 	s := t.shard(id)
 	s.mu.Lock()
@@ -150,7 +160,10 @@ func (t *table) enter(id uint64, inst uint32, entry int, dir *dirInfo) error {
 		return namespace.E(namespace.Internal, "enter node", fmt.Sprintf("%#x", id),
 			fmt.Errorf("collision: %q and %q", t.name(n.inst(), n.entry()), t.name(inst, entry)))
 	}
-	if !known && dir != nil {
+	if dir != nil {
+		if known { // a directory is of one generation, and may have been resolved
+			inst, entry = n.inst(), n.entry()
+		}
 		s.dirs[id] = *dir
 	}
 	if !known || n.inst() != inst {
@@ -176,9 +189,6 @@ func (t *table) same(id uint64, s *shard, n node, inst uint32, entry int, dir *d
 		return true
 	}
 	a, b := t.instance(n.inst()), t.instance(inst)
-	if a == nil {
-		return true // its generation is gone; the id says that they are equal
-	}
 	if !bytes.Equal(a.cat.AppendIdentity(nil, n.entry()), b.cat.AppendIdentity(nil, entry)) {
 		return false
 	}
@@ -190,10 +200,7 @@ func (t *table) same(id uint64, s *shard, n node, inst uint32, entry int, dir *d
 }
 
 func (t *table) name(inst uint32, entry int) string {
-	if in := t.instance(inst); in != nil {
-		return string(in.cat.Entry(entry).Name)
-	}
-	return "?"
+	return string(t.instance(inst).cat.Entry(entry).Name)
 }
 
 // resolve makes a directory's node refer to its own catalog instead of the entry that names it.
@@ -226,16 +233,14 @@ func (t *table) forget(id, n uint64) {
 	t.count(x.inst(), -1)
 }
 
-// count keeps the number of nodes that refer to an instance.
+// count keeps the number of an instance's users.
 func (t *table) count(inst uint32, by int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if in := t.instances[inst]; in != nil {
-		in.nodes += by
-	}
+	t.instances[inst].users += by
 }
 
-// drop lets go of a generation's instances that no node refers to.
+// drop lets go of a generation's instances that have no user, and returns how many have.
 func (t *table) drop(gen namespace.Digest) (left int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -243,7 +248,7 @@ func (t *table) drop(gen namespace.Digest) (left int) {
 		if key.gen != gen {
 			continue
 		}
-		if in := t.instances[n]; in.nodes > 0 {
+		if in := t.instances[n]; in.users > 0 {
 			left++
 			continue
 		}
