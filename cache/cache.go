@@ -107,7 +107,7 @@ func Open(o Options) (*Cache, error) {
 	c.sweepTemporary()
 	c.objectBytes.Store(c.objects.bytes())
 	if c.segments, err = openSegments(filepath.Join(o.Dir, "segments"), o.QuotaBytes); err == nil {
-		c.index, err = openIndex(filepath.Join(o.Dir, "index.db"), clean, c.log)
+		c.index, err = openIndex(filepath.Join(o.Dir, "index.db"), c.log)
 	}
 	if err == nil {
 		err = c.cutTails()
@@ -117,6 +117,9 @@ func Open(o Options) (*Cache, error) {
 		return nil, err
 	}
 	c.work.Go(c.flushLoop)
+	if !clean { // meanwhile, what is read of the index checks itself
+		c.work.Go(func() { c.index.check(c.closing) })
+	}
 	c.work.Go(c.aheadLoop)
 	return c, nil
 }

@@ -82,14 +82,10 @@ type index struct {
 	ends      map[uint32]uint32           // segments' covered ends, not yet committed
 }
 
-// openIndex opens the index, or makes a new one if it cannot be read. After an unclean end every page
-// that leads to an entry is looked at first.
-func openIndex(path string, clean bool, log *slog.Logger) (*index, error) {
+// openIndex opens the index, or makes a new one if it cannot be read.
+func openIndex(path string, log *slog.Logger) (*index, error) {
 	x := &index{path: path, log: log, full: make(chan struct{}, 1), pending: map[namespace.Digest]extent{}, ends: map[uint32]uint32{}}
 	err := x.open()
-	if err == nil && !clean {
-		err = x.check()
-	}
 	if err == nil {
 		return x, nil
 	}
@@ -176,23 +172,39 @@ func (x *index) measure() {
 	}
 }
 
-// check walks all entries: a crash may have left pages that are not what others say of them.
-func (x *index) check() error {
-	return x.use(func(db *bbolt.DB) error {
+// check walks all entries, until closing is closed: a crash may have left pages that are not what
+// others say of them. What it finds, the next flush heals.
+func (x *index) check(closing <-chan struct{}) {
+	_ = x.use(func(db *bbolt.DB) error { // use remembers damage
 		return db.View(func(tx *bbolt.Tx) error {
 			for _, name := range [][]byte{bucketChunks, bucketCovered} {
-				var last []byte
-				c := tx.Bucket(name).Cursor()
-				for k, _ := c.First(); k != nil; k, _ = c.Next() {
-					if last != nil && bytes.Compare(last, k) >= 0 {
-						return namespace.E(namespace.Corrupt, "check", "index", errors.New("entries out of order"))
-					}
-					last = k
+				if err := checkOrder(tx.Bucket(name), closing); err != nil {
+					return err
 				}
 			}
 			return nil
 		})
 	})
+}
+
+func checkOrder(b *bbolt.Bucket, closing <-chan struct{}) error {
+	var last []byte
+	c := b.Cursor()
+	n := 0
+	for k, _ := c.First(); k != nil; k, _ = c.Next() {
+		if last != nil && bytes.Compare(last, k) >= 0 {
+			return namespace.E(namespace.Corrupt, "check", "index", errors.New("entries out of order"))
+		}
+		last = k
+		if n++; n%1024 == 0 {
+			select {
+			case <-closing:
+				return nil
+			default:
+			}
+		}
+	}
+	return nil
 }
 
 func (x *index) close() {

@@ -48,7 +48,7 @@ type endpoint struct {
 // openEndpoint makes a mount with its version active. pinned is the id of an origin whose root
 // was pinned just now.
 func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoint, pinned string, err error) {
-	src, err := origin.Open(ctx, req.Origin, origin.Options{})
+	src, err := origin.Open(ctx, req.Origin, origin.Options{HTTP: origin.ClientOptions{Poll: req.Poll}})
 	if err != nil {
 		return nil, "", err
 	}

@@ -221,7 +221,7 @@ func startNginx(t *testing.T, dir string) string {
 	t.Cleanup(func() { _ = os.RemoveAll(work) })
 	socket := filepath.Join(work, rand.Text()[:6])
 	conf := fmt.Sprintf("user root;\ndaemon off;\nmaster_process off;\nworker_processes 1;\npid %[1]s/pid;\nerror_log %[1]s/error.log;\n"+
-		"events {}\nhttp {\n access_log off;\n default_type application/octet-stream;\n client_body_temp_path %[1]s/a;\n proxy_temp_path %[1]s/b;\n"+
+		"events {}\nhttp { keepalive_requests 1000000; \n access_log off;\n default_type application/octet-stream;\n client_body_temp_path %[1]s/a;\n proxy_temp_path %[1]s/b;\n"+
 		" fastcgi_temp_path %[1]s/c;\n uwsgi_temp_path %[1]s/d;\n scgi_temp_path %[1]s/e;\n server { listen unix:%[2]s; root %[3]s; }\n}\n",
 		work, socket, dir)
 	confPath := filepath.Join(work, "nginx.conf")

@@ -146,8 +146,13 @@ func TestWait(t *testing.T, open func(t *testing.T) (namespace.RefWriter, namesp
 func waitFor(ctx context.Context, r namespace.RefWaiter, n namespace.RefName, have []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	for {
+	for blips := 0; ; {
 		got, err := r.WaitRef(ctx, n, have)
+		// A server may close a kept connection just when it is used again: callers loop anyway.
+		if namespace.IsKind(err, namespace.Unavailable) && blips < 3 {
+			blips++
+			continue
+		}
 		if err != nil || !bytes.Equal(got, have) {
 			return got, err
 		}
