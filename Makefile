@@ -9,7 +9,7 @@ PKGS    := ./...
 # What the tests and demos use of the system: command=Debian package.
 NEEDS   := fusermount3=fuse3 rsync=rsync setfattr=attr setfacl=acl setcap=libcap2-bin nginx=nginx-light \
            zstd=zstd xz=xz-utils unshare=util-linux setpriv=util-linux gcc=gcc libc6-dev:/usr/include/stdio.h=libc6-dev
-NEEDS_OS := debootstrap=debootstrap
+NEEDS_OS := debootstrap=debootstrap curl=curl bc=bc
 
 .PHONY: help build test test-long bench demo demo-os docs fmt needs needs-os clean
 
