@@ -8,7 +8,8 @@ import (
 )
 
 // TreeVersion is one version of a tree. Entries counts names (hard links each), Bytes the
-// plaintext of files (holes not counted, hard links once).
+// plaintext of files (holes not counted, hard links once). Packages, if any, is the Blob with the
+// table of the packages that the tree holds.
 type TreeVersion struct {
 	N       uint64    `json:"n"`
 	Root    Digest    `json:"root"`
@@ -16,6 +17,8 @@ type TreeVersion struct {
 	Bytes   uint64    `json:"bytes"`
 	Created time.Time `json:"created"`
 	Comment string    `json:"comment,omitempty"`
+
+	Packages Digest `json:"packages,omitzero"`
 }
 
 // Tree is the record of a tree ref: its versions, oldest first, numbered from 1 without gaps.

@@ -21,10 +21,14 @@ const (
 	// Index is a segment of the origin's chunk index, named by the digest of its bytes. Derived:
 	// losing all of them costs a scan of the packs' directories.
 	Index
+	// Delta holds the binary differences with which the chunks of one catalog are made from chunks
+	// of older ones. It is named by the catalog's digest and may be rewritten, as a locator; a
+	// reader verifies what it makes, and does without when there is none.
+	Delta
 	classCount
 )
 
-var classNames = [classCount]string{"blob", "pack", "locator", "index"}
+var classNames = [classCount]string{"blob", "pack", "locator", "index", "delta"}
 
 // String returns the class's stable name, which is also its directory in an origin.
 func (c Class) String() string {
@@ -35,10 +39,10 @@ func (c Class) String() string {
 }
 
 // Classes lists every Class.
-func Classes() []Class { return []Class{Blob, Pack, Locator, Index} }
+func Classes() []Class { return []Class{Blob, Pack, Locator, Index, Delta} }
 
 // Immutable reports whether an object of this class can never change under its name.
-func (c Class) Immutable() bool { return c != Locator }
+func (c Class) Immutable() bool { return c != Locator && c != Delta }
 
 // Key names one stored object.
 type Key struct {
@@ -66,7 +70,7 @@ type Store interface {
 	Fetcher
 	// Put stores b under k, whole or not at all; when it returns nil the object survives a crash.
 	// Putting an immutable object that is there already is a cheap success and writes nothing;
-	// putting a locator replaces it atomically. The store does not keep b. The store does not
+	// putting a locator or a delta replaces it atomically. The store does not keep b. The store does not
 	// check b against k: names of blobs are digests of their plaintext, which it cannot see.
 	// Kinds: Limit (disk full), Denied, Unavailable, Canceled. Safe for concurrent use.
 	Put(ctx context.Context, k Key, b []byte) error
