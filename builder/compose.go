@@ -131,8 +131,9 @@ func (c *composer) mount(m namespace.ManifestMount) error {
 // replaceable returns an Exist error unless a mount may take n's place.
 func replaceable(n *catalog.Node, replace bool) error {
 	switch {
-	case n.Type != catalog.Dir:
-		return namespace.E(namespace.Exist, "", "", fmt.Errorf("a %v is there", n.Type))
+	case !replace && n.Type != catalog.Dir:
+		return namespace.WithHint(namespace.E(namespace.Exist, "", "", fmt.Errorf("a %v is there", n.Type)),
+			"set replace: true to hide it")
 	case !replace && (len(n.Children) > 0 || n.Nested != nil && n.Nested.Entries > 1):
 		return namespace.WithHint(namespace.E(namespace.Exist, "", "", fmt.Errorf("a directory that is not empty is there")),
 			"set replace: true to hide what it holds")

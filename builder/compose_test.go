@@ -97,6 +97,16 @@ func TestCompose(t *testing.T) {
 	}
 }
 
+func TestComposeReplacesAFile(t *testing.T) {
+	store, trees := grove(t, 10)
+	root, _, _, err := builder.Compose(t.Context(), store, loader(store), []namespace.ManifestMount{mount("/", trees["base"]),
+		{Path: "/etc/passwd", Tree: trees["plugin"].Root, Replace: true}})
+	must(t, err)
+	if f := tree(t, store, root)["etc/passwd/p"]; string(f.content) != "plug" {
+		t.Errorf("a tree in place of a file: %+v", f)
+	}
+}
+
 func TestComposeOneTreeIsThatTree(t *testing.T) {
 	store, trees := grove(t, 8300)
 	faulty := &storetest.Faulty{Origin: store}
@@ -150,7 +160,6 @@ func TestComposeConflicts(t *testing.T) {
 		"not empty":        {[]namespace.ManifestMount{base, mount("/opt/full", tool)}, 1, namespace.Exist, "/opt/full"},
 		"nested catalog":   {[]namespace.ManifestMount{mount("/big", tool), base}, 0, namespace.Exist, "not empty"},
 		"on a file":        {[]namespace.ManifestMount{base, mount("/etc/passwd", tool)}, 1, namespace.Exist, "a file is there"},
-		"replace a file":   {[]namespace.ManifestMount{base, {Path: "/etc/passwd", Tree: tool.Root, Replace: true}}, 1, namespace.Exist, "a file is there"},
 		"below a symlink":  {[]namespace.ManifestMount{base, mount("/config/x", tool)}, 1, namespace.Exist, "/config, above it, is a symlink"},
 		"below a file":     {[]namespace.ManifestMount{base, mount("/etc/passwd/x/y", tool)}, 1, namespace.Exist, "/etc/passwd"},
 		"twice":            {[]namespace.ManifestMount{mount("/a", tool), base, mount("/a", tool)}, 2, namespace.Exist, "mount 1"},

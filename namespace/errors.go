@@ -124,14 +124,23 @@ func KindOf(err error) Kind {
 // IsKind reports whether err is an error of Kind k.
 func IsKind(err error, k Kind) bool { return err != nil && KindOf(err) == k }
 
-// HintOf returns the innermost hint in err's chain, or "".
+// HintOf returns the innermost hint in err's tree, the first of several joined errors', or "".
 func HintOf(err error) string {
-	hint := ""
-	for err != nil {
-		if e, ok := err.(*Error); ok && e.Hint != "" {
-			hint = e.Hint
+	switch e := err.(type) {
+	case nil:
+		return ""
+	case *Error:
+		if inner := HintOf(e.Err); inner != "" {
+			return inner
 		}
-		err = errors.Unwrap(err)
+		return e.Hint
+	case interface{ Unwrap() []error }:
+		for _, one := range e.Unwrap() {
+			if hint := HintOf(one); hint != "" {
+				return hint
+			}
+		}
+		return ""
 	}
-	return hint
+	return HintOf(errors.Unwrap(err))
 }

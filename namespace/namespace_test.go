@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"reflect"
 	"strings"
@@ -61,6 +62,9 @@ func TestKindOf(t *testing.T) {
 	err := fmt.Errorf("outer: %w", namespace.WithHint(inner, "look elsewhere"))
 	if got := namespace.HintOf(err); got != "look elsewhere" {
 		t.Errorf("hint is %q", got)
+	}
+	if got := namespace.HintOf(errors.Join(errors.New("first"), err, io.EOF)); got != "look elsewhere" {
+		t.Errorf("hint among joined errors is %q", got)
 	}
 	if got := err.Error(); got != "outer: get x: not-exist" {
 		t.Errorf("message is %q", got)

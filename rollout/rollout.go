@@ -63,6 +63,7 @@ type Follower struct {
 	o      Options
 	status Status
 	raw    []byte // envelope of status.Desired
+	bad    []byte // what the origin shows instead, and was refused; nil if it shows raw
 }
 
 // retryAfter bounds the wait after a failure: short at first, for a blip; then as long as a poll.
@@ -130,8 +131,14 @@ func (f *Follower) step(ctx context.Context) error {
 		return err
 	}
 	if err := f.accept(b); err != nil {
+		f.bad = nil
+		switch namespace.KindOf(err) {
+		case namespace.Denied, namespace.Stale, namespace.Corrupt, namespace.Invalid:
+			f.bad = b // it will not get better: wait for another
+		}
 		return err
 	}
+	f.bad = nil
 	if f.status.Active.Seq == f.status.Desired.Seq {
 		f.note(func(s *Status) { s.Online, s.LastError = true, "" })
 		return nil
@@ -142,8 +149,11 @@ func (f *Follower) step(ctx context.Context) error {
 // next returns the channel's record when it may have changed.
 func (f *Follower) next(ctx context.Context) ([]byte, error) {
 	have := f.raw
+	if f.bad != nil {
+		have = f.bad
+	}
 	if f.status.Active.Seq != f.status.Desired.Seq {
-		return have, nil // accepted before, but not yet active: do not wait for another
+		return f.raw, nil // accepted before, but not yet active: do not wait for another
 	}
 	if w, ok := f.o.Reader.(namespace.RefWaiter); ok {
 		start := time.Now()

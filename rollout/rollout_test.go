@@ -80,7 +80,9 @@ func (b *bench) Activate(_ context.Context, p namespace.Pointer) error {
 	return nil
 }
 
-func (b *bench) follower() *rollout.Follower {
+func (b *bench) follower() *rollout.Follower { return b.followerOf(b) }
+
+func (b *bench) followerOf(reader namespace.RefReader) *rollout.Follower {
 	root, err := trust.Seal(trust.RootName, trust.NewRoot("o", b.key.Public()), b.key)
 	if err != nil {
 		b.t.Fatal(err)
@@ -89,7 +91,7 @@ func (b *bench) follower() *rollout.Follower {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return rollout.New(rollout.Options{Channel: "c", Reader: b, Root: r, Memory: b, Activator: b,
+	return rollout.New(rollout.Options{Channel: "c", Reader: reader, Root: r, Memory: b, Activator: b,
 		Notify: func(s rollout.Status) { b.do(func() { b.lastSeen = s }) }})
 }
 
@@ -169,6 +171,59 @@ func TestOfflineAndBack(t *testing.T) {
 		})
 		time.Sleep(time.Minute)
 		b.expect(1, 1, 2)
+		cancel()
+		<-done
+	})
+}
+
+// waiting is a bench that can tell of a change.
+type waiting struct{ *bench }
+
+func (w waiting) WaitRef(ctx context.Context, n namespace.RefName, have []byte) ([]byte, error) {
+	for range 5000 {
+		if b, err := w.Ref(ctx, n); err != nil || !bytes.Equal(b, have) {
+			return b, err
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return have, nil
+}
+
+// A record that is refused and then put right, even by the very bytes that were there before it,
+// leaves no complaint behind.
+func TestRefusedRecordPutRight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.set(5, "five")
+		f := b.followerOf(waiting{b})
+		if err := f.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- f.Run(ctx) }()
+		good := b.ref
+		for range 3 {
+			b.do(func() { b.ref = []byte("garbage") })
+			time.Sleep(40 * time.Second)
+			b.do(func() {
+				if b.lastSeen.LastError == "" {
+					t.Error("a refused record is not told of")
+				}
+				b.ref = good
+			})
+			time.Sleep(time.Second)
+			b.do(func() {
+				if b.lastSeen.LastError != "" || !b.lastSeen.Online {
+					t.Errorf("a second after it was put right: %+v", b.lastSeen)
+				}
+			})
+		}
+		b.expect(5)
 		cancel()
 		<-done
 	})

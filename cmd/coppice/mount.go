@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -82,15 +83,23 @@ func (a *app) mount(ctx context.Context, target, dir string, f mountFlags) error
 	return a.attend(ctx, d, req)
 }
 
+// brokenMax bounds how often a mount is asked for again when the daemon is gone before it answers:
+// one was ending, unluckily; a daemon that dies of the request would do so each time.
+const brokenMax = 2
+
 // requestMount has the cache's daemon mount, the next one if the present one is just ending.
 func requestMount(ctx context.Context, req mountRequest, cacheDir, quota string) (*daemonClient, mountReply, error) {
 	var reply mountReply
-	for {
+	for broken := 0; ; {
 		d, err := reachDaemon(ctx, cacheDir, quota)
 		if err != nil {
 			return nil, reply, err
 		}
-		if err = d.call(ctx, "/mount", req, &reply); !errors.Is(err, errEnding) {
+		err = d.call(ctx, "/mount", req, &reply)
+		if isBroken(err) {
+			broken++
+		}
+		if !errors.Is(err, errEnding) && (!isBroken(err) || broken > brokenMax) {
 			return d, reply, err
 		}
 		select {
@@ -99,6 +108,12 @@ func requestMount(ctx context.Context, req mountRequest, cacheDir, quota string)
 		case <-time.After(startPause):
 		}
 	}
+}
+
+// isBroken reports whether the daemon was gone before it answered.
+func isBroken(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EPIPE) ||
+		errors.Is(err, syscall.ENOENT) || errors.Is(err, io.EOF)
 }
 
 // mountRequest checks the arguments and makes them absolute.

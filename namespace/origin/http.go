@@ -73,6 +73,10 @@ var (
 	_ namespace.RefWaiter = (*Client)(nil)
 )
 
+// keepAlive finds out within 15 seconds that nobody is at the other end any more: a follower's
+// request may be silent for a minute, and a pulled cable says nothing.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2}
+
 // NewClient returns a client of the origin at an http or https URL. It does no I/O.
 // Kinds: Invalid.
 func NewClient(base string, opts ClientOptions) (*Client, error) {
@@ -86,7 +90,7 @@ func NewClient(base string, opts ClientOptions) (*Client, error) {
 	opts = opts.withDefaults()
 	transport := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: opts.DialTimeout, KeepAlive: 15 * time.Second}).DialContext,
+		DialContext:            (&net.Dialer{Timeout: opts.DialTimeout, KeepAliveConfig: keepAlive}).DialContext,
 		TLSClientConfig:        opts.TLS,
 		TLSHandshakeTimeout:    opts.DialTimeout,
 		MaxConnsPerHost:        opts.ConnsMax,

@@ -18,16 +18,21 @@ type RetryOptions struct {
 	// Elapsed is when the last attempt starts at the latest, counted from the call, or for a body
 	// from the last byte that arrived; 30 s. The call's context may end it sooner.
 	Elapsed time.Duration
+	// RefElapsed is the same for refs, 5 s: whoever reads one wants to know where the origin stands,
+	// and asks again by himself.
+	RefElapsed time.Duration
 }
 
 // Retry returns src with every call that fails with a [Retryable] Kind tried again, after pauses
 // that grow and are jittered. A body that breaks is resumed at the byte it had reached; a locator's
-// is read again from the start, since it may have been replaced. The result implements
-// namespace.RefWaiter if src does.
+// is read again from the start, since it may have been replaced. WaitRef is passed on as it is: its
+// callers loop, and learn of an outage at once. The result implements namespace.RefWaiter if src
+// does.
 func Retry(src namespace.Source, opts RetryOptions) namespace.Source {
 	setDefault(&opts.First, 100*time.Millisecond)
 	setDefault(&opts.Max, 5*time.Second)
 	setDefault(&opts.Elapsed, 30*time.Second)
+	setDefault(&opts.RefElapsed, 5*time.Second)
 	r := &retrier{src: src, opts: opts}
 	if w, ok := src.(namespace.RefWaiter); ok {
 		return &retryWaiter{retrier: r, waiter: w}
@@ -52,10 +57,10 @@ type attempts struct {
 	start   time.Time
 }
 
-func (r *retrier) attempts() *attempts {
+func (r *retrier) attempts(elapsed time.Duration) *attempts {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = r.opts.First, r.opts.Max
-	return &attempts{pauses: b, elapsed: r.opts.Elapsed, start: time.Now()}
+	return &attempts{pauses: b, elapsed: elapsed, start: time.Now()}
 }
 
 // progress forgets the failures so far.
@@ -97,7 +102,7 @@ func retry[T any](ctx context.Context, a *attempts, fn func() (T, error)) (T, er
 
 // Get implements namespace.Fetcher.
 func (r *retrier) Get(ctx context.Context, k namespace.Key, off, n int64) (io.ReadCloser, error) {
-	a := r.attempts()
+	a := r.attempts(r.opts.Elapsed)
 	get := func() (io.ReadCloser, error) { return r.src.Get(ctx, k, off, n) }
 	if k.Class.Immutable() {
 		body, err := retry(ctx, a, get)
@@ -125,17 +130,17 @@ func (r *retrier) Get(ctx context.Context, k namespace.Key, off, n int64) (io.Re
 
 // Ref implements namespace.RefReader.
 func (r *retrier) Ref(ctx context.Context, n namespace.RefName) ([]byte, error) {
-	return retry(ctx, r.attempts(), func() ([]byte, error) { return r.src.Ref(ctx, n) })
+	return retry(ctx, r.attempts(r.opts.RefElapsed), func() ([]byte, error) { return r.src.Ref(ctx, n) })
 }
 
 // Refs implements namespace.RefReader.
 func (r *retrier) Refs(ctx context.Context, kind string) ([]string, error) {
-	return retry(ctx, r.attempts(), func() ([]string, error) { return r.src.Refs(ctx, kind) })
+	return retry(ctx, r.attempts(r.opts.RefElapsed), func() ([]string, error) { return r.src.Refs(ctx, kind) })
 }
 
 // WaitRef implements namespace.RefWaiter.
 func (r *retryWaiter) WaitRef(ctx context.Context, n namespace.RefName, have []byte) ([]byte, error) {
-	return retry(ctx, r.attempts(), func() ([]byte, error) { return r.waiter.WaitRef(ctx, n, have) })
+	return r.waiter.WaitRef(ctx, n, have)
 }
 
 // retryBody is a body that goes on after a break. Not safe for concurrent use.

@@ -116,6 +116,10 @@ func (p *Publisher) Rollback(ctx context.Context, channel string, to namespace.V
 		return p.Set(ctx, channel, to, reason)
 	}
 	return p.point(ctx, channel, reason, func(cur namespace.Pointer) (namespace.Version, namespace.Digest, error) {
+		if cur.Seq == 0 {
+			return namespace.Version{}, namespace.Digest{}, namespace.WithHint(
+				namespace.E(namespace.NotExist, "roll back", "channel "+channel, nil), "`coppice channel list` shows the channels")
+		}
 		older, err := p.before(ctx, cur)
 		return older.Version, older.Manifest, err
 	})
