@@ -83,6 +83,9 @@ type Cache struct {
 	degradedAt  atomic.Int64 // seconds since 1970 of the last complaint
 	through     atomic.Bool  // the last write failed
 
+	recovering sync.Mutex // held while the index is held against the segments; guards searched
+	searched   time.Time
+
 	work    sync.WaitGroup // goroutines that Close waits for
 	closing chan struct{}
 	close   sync.Once

@@ -427,6 +427,53 @@ func (c *Cache) flushIndex() error {
 	return c.index.flush()
 }
 
+// recoverEvery is how often, at most, a read that nobody can answer makes sure that the index lost
+// nothing: reading the headers of all records costs about a second for a million chunks.
+const recoverEvery = 10 * time.Minute
+
+// recoverIndex has an index made anew that does not know of chunks which the segments hold: damage
+// can make an entry that no lookup finds, and offline nobody would fetch it again. It reports whether
+// the caller should look once more; others wait meanwhile.
+func (c *Cache) recoverIndex() bool {
+	c.recovering.Lock()
+	defer c.recovering.Unlock()
+	if time.Since(c.searched) < recoverEvery && !c.index.bad.Load() {
+		return time.Since(c.searched) < c.o.Timeout // while this caller waited for the network
+	}
+	if !c.index.bad.Load() && c.lostNothing() {
+		c.searched = time.Now()
+		return true
+	}
+	c.index.bad.Store(true)
+	if err := c.flushIndex(); err != nil {
+		c.log.Error("cache index not made anew; tried again later", "error", err)
+	}
+	c.searched = time.Now()
+	return true
+}
+
+// errLost ends a scan that met a chunk which the index lost. It does not leave this file.
+var errLost = errors.New("lost")
+
+// lostNothing reports whether the index knows of every chunk that can be read. What was dropped since
+// it is damaged is rightly not in it.
+func (c *Cache) lostNothing() bool {
+	for _, s := range c.segments.all() {
+		_, err := s.scan(0, func(rec record) error {
+			for _, e := range rec.extents(s.id) {
+				if _, ok := c.index.get(e.digest); !ok && c.verifyRecord(s.id, rec) == nil {
+					return errLost
+				}
+			}
+			return nil
+		})
+		if errors.Is(err, errLost) {
+			return false
+		}
+	}
+	return true
+}
+
 // healIndex makes a damaged index anew from the segments.
 func (c *Cache) healIndex() error {
 	c.log.Warn("the cache's index is damaged and is made anew", "path", c.index.path)

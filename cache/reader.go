@@ -205,7 +205,13 @@ func (r *Reader) ReadChunk(ctx context.Context, ref namespace.ChunkRef, p []byte
 	for range readAttempts {
 		var got []byte
 		if got, err = r.fetchChunk(ctx, ref); err != nil {
-			return 0, r.explain(err, ref.Digest)
+			err = r.explain(err, ref.Digest)
+			if namespace.IsKind(err, namespace.Unavailable) && r.c.recoverIndex() {
+				if n, lerr := r.c.readLocal(ref, p, off); lerr == nil {
+					return n, nil
+				}
+			}
+			return 0, err
 		}
 		if got != nil { // the disk is full: straight from the network
 			return copy(p, got[off:]), nil

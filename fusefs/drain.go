@@ -187,9 +187,25 @@ func (s *Server) Sweep() error {
 		if left := s.table.drop(root); left == 0 {
 			s.o.Logger.Info("generation drained", "version", g.Label, "root", root.String())
 			delete(s.leaving, root)
+			continue
 		}
+		s.forgetBelow(root)
 	}
 	return nil
+}
+
+// forgetBelow tells the kernel to forget what it still knows below the root of a generation that left
+// while somebody used it, unseen by Users: the entry of the root is gone, and with it the way on which
+// the kernel would find the rest when its last user goes.
+func (s *Server) forgetBelow(root namespace.Digest) {
+	c := s.table.rootCatalog(root)
+	if c == nil {
+		return
+	}
+	id := dirNode(root, pathID{})
+	for lo, hi := c.Children(0); lo < hi; lo++ {
+		s.fuse.EntryNotify(id, string(c.Entry(lo).Name)) // what it does not know is no error of ours
+	}
 }
 
 // retire takes g off the list of those that drain. If nothing else of ours shows its tree, the

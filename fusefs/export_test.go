@@ -12,3 +12,10 @@ func OldKernel(beneath, detached bool) (undo func()) {
 	}
 	return func() { movesBeneath, clonesDetached = b, d }
 }
+
+// Leaving returns how many generations have drained but are still known to the kernel.
+func (s *Server) Leaving() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.leaving)
+}

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -208,6 +210,51 @@ func TestSweepDropsWhatNobodyUses(t *testing.T) {
 
 // TestUnchangedKeepsItsPages counts reads: a file that is the same in both versions is the same
 // inode, and its pages stay.
+// A generation that somebody in another mount namespace uses, whom nobody sees, leaves when he does.
+func TestLeavesAfterAnUnseenUser(t *testing.T) {
+	m := newMemory()
+	s, mnt := mount(t, m)
+	activate(t, s, m.generation(t, "1"), "t@1")
+	user := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", "cd "+mnt+"/v && ls -lR .. >/dev/null && echo ready && exec cat")
+	in, err := user.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := user.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := user.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 6)); err != nil {
+		t.Fatal(err)
+	}
+	activate(t, s, m.generation(t, "2"), "t@2")
+	for range 3 {
+		if err := s.Sweep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s.Leaving() != 1 {
+		t.Errorf("%d generations leave while one is in use", s.Leaving())
+	}
+	in.Close() // cat ends, and with it its namespace
+	if err := user.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if err := s.Sweep(); err != nil {
+			t.Fatal(err)
+		}
+		if s.Leaving() == 0 {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("%d generations still leave; %d nodes", s.Leaving(), s.Status().Nodes)
+}
+
 func TestUnchangedKeepsItsPages(t *testing.T) {
 	m := newMemory()
 	s, mnt := mount(t, m)

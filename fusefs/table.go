@@ -259,6 +259,16 @@ func (t *table) drop(gen namespace.Digest) (left int) {
 	return left
 }
 
+// rootCatalog returns a generation's root catalog, nil if nothing refers to it any more.
+func (t *table) rootCatalog(gen namespace.Digest) *catalog.Catalog {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if n, ok := t.numbers[instanceKey{gen: gen, digest: gen}]; ok {
+		return t.instances[n].cat
+	}
+	return nil
+}
+
 // len returns the number of nodes.
 func (t *table) len() int {
 	n := 0
