@@ -15,6 +15,8 @@ import (
 const (
 	linkPauseMin = 250 * time.Millisecond
 	linkPauseMax = 5 * time.Second
+	// probeTimeout bounds a read that finds out whether an origin that did not answer does again.
+	probeTimeout = time.Second
 )
 
 // link remembers whether an origin answers. Safe for concurrent use; the zero value is up.
@@ -34,6 +36,13 @@ func (l *link) check(subject string) error {
 		return nil
 	}
 	return namespace.E(namespace.Unavailable, "fetch", subject, fmt.Errorf("the origin did not answer a moment ago: %w", l.err))
+}
+
+// down reports whether the last that was heard of the origin was nothing.
+func (l *link) down() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.pause != 0
 }
 
 // note is told how a request ended.

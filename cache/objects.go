@@ -40,7 +40,7 @@ type mapped struct {
 const locatorSuffix = ".loc"
 
 // locatorChunks bounds the locators kept decoded, in chunks: some 12 bytes each.
-const locatorChunks = 1 << 20
+const locatorChunks = 1 << 18
 
 // temporary begins the names of files that are being written.
 const temporary = ".new-"

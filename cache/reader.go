@@ -23,8 +23,12 @@ type Reader struct {
 // Reader returns a view of the cache that fills misses from an origin.
 func (c *Cache) Reader(from namespace.Fetcher) *Reader { return &Reader{c: c, from: from} }
 
-// bounded gives a read that needs the network the time that it may take.
+// bounded gives a read that needs the network the time that it may take: little, while the origin is
+// known not to answer, so that whoever goes through a tree offline waits once and not for each file.
 func (r *Reader) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if r.link.down() {
+		return context.WithTimeout(ctx, min(probeTimeout, r.c.o.Timeout))
+	}
 	return context.WithTimeout(ctx, r.c.o.Timeout)
 }
 
