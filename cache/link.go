@@ -15,8 +15,9 @@ import (
 const (
 	linkPauseMin = 250 * time.Millisecond
 	linkPauseMax = 5 * time.Second
-	// probeTimeout bounds a read that finds out whether an origin that did not answer does again.
-	probeTimeout = time.Second
+	// probeTimeout bounds a read that finds out whether an origin that did not answer does again: longer
+	// than the pauses between the attempts of a request that is under way.
+	probeTimeout = 2 * time.Second
 )
 
 // link remembers whether an origin answers. Safe for concurrent use; the zero value is up.

@@ -13,7 +13,7 @@ import (
 
 // RetryOptions tune [Retry]. The zero value is the default.
 type RetryOptions struct {
-	// First and Max are the mean pauses before the first and any later new attempt; 100 ms, 5 s.
+	// First and Max are the mean pauses before the first and any later new attempt; 100 ms, 1 s.
 	First, Max time.Duration
 	// Elapsed is when the last attempt starts at the latest, counted from the call, or for a body
 	// from the last byte that arrived; 30 s. The call's context may end it sooner.
@@ -30,7 +30,7 @@ type RetryOptions struct {
 // does.
 func Retry(src namespace.Source, opts RetryOptions) namespace.Source {
 	setDefault(&opts.First, 100*time.Millisecond)
-	setDefault(&opts.Max, 5*time.Second)
+	setDefault(&opts.Max, time.Second)
 	setDefault(&opts.Elapsed, 30*time.Second)
 	setDefault(&opts.RefElapsed, 5*time.Second)
 	r := &retrier{src: src, opts: opts}
