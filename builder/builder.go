@@ -38,6 +38,8 @@ type Source interface {
 type scan struct {
 	root   *catalog.Node
 	groups [][]*catalog.Node
+	// finish, if set, makes the tree of what was found, once the pipeline has completed all nodes.
+	finish func(context.Context) error
 }
 
 // Options of Import. The zero value is the default.
@@ -109,7 +111,7 @@ func Import(ctx context.Context, store namespace.Store, src Source, o Options) (
 	if err := known.save(ctx, store); err != nil {
 		return Result{}, err
 	}
-	if err := tree.link(); err != nil {
+	if err := tree.link(ctx); err != nil {
 		return Result{}, err
 	}
 	s := sealer{ctx: ctx, store: store, known: known}

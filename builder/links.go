@@ -2,6 +2,7 @@ package builder
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 
@@ -11,7 +12,12 @@ import (
 
 // link completes the tree: names of one file get the same content and the path of the first of
 // them, in the order in which a walk meets them. Names outside the tree do not count.
-func (s *scan) link() error {
+func (s *scan) link(ctx context.Context) error {
+	if s.finish != nil {
+		if err := s.finish(ctx); err != nil {
+			return err
+		}
+	}
 	group := map[*catalog.Node][]*catalog.Node{}
 	for _, names := range s.groups {
 		first := names[0]

@@ -19,7 +19,7 @@ func VerifyDir(ctx context.Context, loader catalog.Loader, root namespace.Digest
 	if err = p.finish(err); err != nil {
 		return err
 	}
-	if err := found.link(); err != nil {
+	if err := found.link(ctx); err != nil {
 		return err
 	}
 	made := map[namespace.Digest]*catalog.Catalog{}

@@ -98,7 +98,7 @@ func TestOfflineFailsAtOnce(t *testing.T) {
 			t.Fatalf("offline: %v", err)
 		}
 	}
-	if d := time.Since(start); d > 2*time.Second {
+	if d := time.Since(start); d > 5*time.Second { // each by itself: 15 s
 		t.Errorf("150 reads took %v", d)
 	}
 	f.origin.SetPlan(nil)

@@ -231,18 +231,7 @@ func (c *Catalog) AppendIdentity(dst []byte, i int) []byte {
 func (c *Catalog) Nodes() *Node {
 	nodes := make([]Node, c.Len())
 	for i := range nodes {
-		e := c.Entry(i)
-		n := &nodes[i]
-		n.Attr, n.Name, n.Link, n.Target = e.Attr, string(e.Name), string(c.Link(i)), string(c.Target(i))
-		for _, x := range c.Xattrs(i) {
-			n.Xattrs = append(n.Xattrs, Xattr{Name: x.Name, Value: bytes.Clone(x.Value)})
-		}
-		for lo, hi := c.Chunks(i); lo < hi; lo++ {
-			n.Chunks = append(n.Chunks, c.Chunk(lo))
-		}
-		if ref, ok := c.Nested(i); ok {
-			n.Nested = &ref
-		}
+		nodes[i] = c.node(i)
 	}
 	for i := range nodes {
 		for lo, hi := c.Children(i); lo < hi; lo++ {
@@ -250,6 +239,28 @@ func (c *Catalog) Nodes() *Node {
 		}
 	}
 	return &nodes[0]
+}
+
+// Node returns entry i in writable form, without children: of a nested directory with its reference.
+// It shares no memory with the catalog.
+func (c *Catalog) Node(i int) *Node {
+	n := c.node(i)
+	return &n
+}
+
+func (c *Catalog) node(i int) Node {
+	e := c.Entry(i)
+	n := Node{Attr: e.Attr, Name: string(e.Name), Link: string(c.Link(i)), Target: string(c.Target(i))}
+	for _, x := range c.Xattrs(i) {
+		n.Xattrs = append(n.Xattrs, Xattr{Name: x.Name, Value: bytes.Clone(x.Value)})
+	}
+	for lo, hi := c.Chunks(i); lo < hi; lo++ {
+		n.Chunks = append(n.Chunks, c.Chunk(lo))
+	}
+	if ref, ok := c.Nested(i); ok {
+		n.Nested = &ref
+	}
+	return n
 }
 
 // AllNested returns the digests of all nested catalogs that this one refers to, in entry order.
