@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"coppice.dev/coppice/internal/sandbox"
 	"coppice.dev/coppice/namespace"
 )
 
@@ -56,17 +57,30 @@ var exitCodes = map[namespace.Kind]int{
 // errDiffers says that a comparison worked and found differences. It prints nothing.
 var errDiffers = errors.New("differences were found")
 
+// exitCode ends this process with the code of another, which has said why.
+type exitCode int
+
+// Error implements error.
+func (e exitCode) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
 // report prints err as a person wants it (what, where, what next) and returns the exit code.
 func report(w io.Writer, err error) int {
+	var said exitCode
+	var failed *sandbox.ExitError
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.Is(err, errDiffers):
 		return exitPartial
+	case errors.As(err, &said):
+		return int(said)
 	}
 	fmt.Fprintln(w, "coppice: "+strings.TrimSpace(err.Error()))
 	if hint := namespace.HintOf(err); hint != "" {
 		fmt.Fprintln(w, "  "+hint)
+	}
+	if errors.As(err, &failed) {
+		return failed.Code
 	}
 	return exitCodes[namespace.KindOf(err)]
 }

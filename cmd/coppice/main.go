@@ -13,9 +13,14 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"coppice.dev/coppice/internal/sandbox"
 )
 
 func main() {
+	if sandbox.IsInit(os.Args) {
+		os.Exit(sandbox.Init())
+	}
 	// Catalogs and indexes are mapped, not allocated: the heap is small and may be kept so.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)

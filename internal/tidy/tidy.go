@@ -20,13 +20,14 @@ var floors = map[string][]string{
 	"namespace/origin":    {"namespace", "internal/disk"},
 	"namespace/storetest": {"namespace"},
 	"internal/disk":       {"namespace"},
+	"internal/sandbox":    {"namespace"},
 	"internal/tidy":       {},
 	"builder":             {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
 	"cache":               {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
 	"fusefs":              {"namespace", "namespace/catalog"},
 	"rollout":             {"namespace", "namespace/trust"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
-		"builder", "cache", "fusefs", "rollout", "internal/disk"},
+		"builder", "cache", "fusefs", "rollout", "internal/disk", "internal/sandbox"},
 }
 
 // testRooms may be imported by any test.
@@ -47,9 +48,9 @@ var doors = map[string][]string{
 	"github.com/spf13/cobra":              {"cmd/coppice"},
 	"github.com/goccy/go-yaml":            {"cmd/coppice"},
 	"github.com/vbauerster/mpb":           {"cmd/coppice"},
-	"github.com/rogpeppe/go-internal":     {"cmd/coppice"},                                                                    // tests: testscript
-	"github.com/prometheus/client_golang": {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                             // each has collectors, the command serves them
-	"golang.org/x/sys":                    {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "cmd/coppice"}, // the kernel's door, not a library's
+	"github.com/rogpeppe/go-internal":     {"cmd/coppice"},                                                                                        // tests: testscript
+	"github.com/prometheus/client_golang": {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                 // each has collectors, the command serves them
+	"golang.org/x/sys":                    {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice"}, // the kernel's door, not a library's
 	"golang.org/x/sync":                   {"builder", "cache", "namespace/origin", "fusefs"},
 }
 

@@ -64,6 +64,21 @@ func (p *Publisher) now() time.Time { return p.Now().UTC().Truncate(time.Second)
 // AddTree appends a version to tree name and returns it. v.N and v.Created are set by AddTree.
 // Kinds: Invalid, Denied, Limit, those of the store.
 func (p *Publisher) AddTree(ctx context.Context, name string, v namespace.TreeVersion) (namespace.Version, error) {
+	return p.addTree(ctx, name, v, func(uint64) error { return nil })
+}
+
+// AddTreeAfter is AddTree on the condition that version last is the newest there is: of two that were
+// made from it the second is refused, with Exist.
+func (p *Publisher) AddTreeAfter(ctx context.Context, name string, last uint64, v namespace.TreeVersion) (namespace.Version, error) {
+	return p.addTree(ctx, name, v, func(n uint64) error {
+		if n == last {
+			return nil
+		}
+		return namespace.E(namespace.Exist, "add version to", "tree "+name, fmt.Errorf("%s@%d was published meanwhile", name, n))
+	})
+}
+
+func (p *Publisher) addTree(ctx context.Context, name string, v namespace.TreeVersion, check func(newest uint64) error) (namespace.Version, error) {
 	if err := checkComment(v.Comment); err != nil {
 		return namespace.Version{}, err
 	}
@@ -71,6 +86,9 @@ func (p *Publisher) AddTree(ctx context.Context, name string, v namespace.TreeVe
 	n := namespace.RefName{Kind: namespace.TreeRef, Name: name}
 	err := p.update(ctx, n, func() any { return new(namespace.Tree) }, func(record any, _ []byte) error {
 		t := record.(*namespace.Tree)
+		if err := check(uint64(len(t.Versions))); err != nil {
+			return err
+		}
 		t.Format, t.Name = namespace.RecordFormat, name
 		v.N, v.Created = uint64(len(t.Versions)+1), p.now()
 		t.Versions, got.N = append(t.Versions, v), v.N
