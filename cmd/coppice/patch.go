@@ -232,7 +232,7 @@ func (a *app) printPatched(p patched, start time.Time) error {
 		switch {
 		case a.quiet:
 		case !p.Changed:
-			a.note("nothing changed: %s stays the newest version", p.Version)
+			a.note("nothing changed: no version was made")
 		default:
 			a.note("%v; %s new in the origin; stored in %.1f s", p.Counts, size(p.NewBytes), time.Since(start).Seconds())
 		}

@@ -43,7 +43,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "await": await, "serve": serve, "unserve": unserve,
-			"json": jsonField, "capture": capture, "flip": flip, "within": within,
+			"json": jsonField, "capture": capture, "flip": flip, "within": within, "rootfs": rootfs,
 		},
 		Setup: func(env *testscript.Env) error {
 			work := env.WorkDir

@@ -219,3 +219,32 @@ func flip(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Logf("flipped a bit of %s at %d", name, bytes/2)
 }
+
+// rootfs DIR PROGRAM...: makes the directories of a small system in DIR and copies programs of this
+// machine there, with the libraries that they need.
+func rootfs(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: rootfs DIR PROGRAM...")
+	}
+	root := ts.MkAbs(args[0])
+	for _, dir := range []string{"bin", "etc", "proc", "dev", "sys", "run", "tmp", "mnt"} {
+		ts.Check(os.MkdirAll(filepath.Join(root, dir), 0o755))
+	}
+	for _, program := range args[1:] {
+		path, err := exec.LookPath(program)
+		ts.Check(err)
+		need, err := exec.Command("ldd", path).Output()
+		ts.Check(err)
+		copyFile(ts, path, filepath.Join(root, "bin", program))
+		for _, lib := range regexp.MustCompile(`/\S+`).FindAllString(string(need), -1) {
+			copyFile(ts, lib, filepath.Join(root, lib))
+		}
+	}
+}
+
+func copyFile(ts *testscript.TestScript, from, to string) {
+	b, err := os.ReadFile(from)
+	ts.Check(err)
+	ts.Check(os.MkdirAll(filepath.Dir(to), 0o755))
+	ts.Check(os.WriteFile(to, b, 0o755))
+}

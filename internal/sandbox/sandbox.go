@@ -162,9 +162,11 @@ func Stage() error {
 func Overlay(lower, upper, work, root string) error {
 	escape := strings.NewReplacer(`\`, `\\`, ",", `\,`, ":", `\:`)
 	options := "lowerdir=" + escape.Replace(lower) + ",upperdir=" + escape.Replace(upper) + ",workdir=" + escape.Replace(work) +
-		",redirect_dir=off,metacopy=off,index=off,volatile"
+		",index=off,volatile"
 	if InUserNamespace() {
-		options += ",userxattr"
+		options += ",userxattr" // which excludes the other two
+	} else {
+		options += ",redirect_dir=off,metacopy=off"
 	}
 	err := unix.Mount("overlay", root, "overlay", 0, options)
 	switch {
