@@ -12,6 +12,7 @@ import (
 func (o *Object) encode() []byte {
 	bases, numbers := o.bases()
 	b := append(make([]byte, 0, 64+len(o.Entries)*48), o.Catalog[:]...)
+	b = binary.AppendUvarint(b, o.CatalogBytes)
 	for _, n := range []int{len(o.Predecessors), len(bases), len(o.Frames), len(o.Entries)} {
 		b = binary.AppendUvarint(b, uint64(n))
 	}
@@ -83,12 +84,15 @@ func (o *Object) bases() (bases []string, numbers []int) {
 // object reads an index. Frames start at the offset start of the object. Counts are held against
 // the bytes that are left before anything is allocated.
 func (r *cursor) object(start int64) (*Object, error) {
-	o := &Object{Catalog: r.digest()}
+	o := &Object{Catalog: r.digest(), CatalogBytes: r.uvarint(FileBytesMax)}
 	left := uint64(len(r.b))
 	predecessors, bases := r.uvarint(left/namespace.DigestSize), r.uvarint(left/2)
 	frames, entries := r.uvarint(left/3), r.uvarint(left/6)
 	if r.bad || predecessors*namespace.DigestSize+bases+frames*3+entries*6 > uint64(len(r.b)) {
 		return nil, fmt.Errorf("truncated, or impossible counts")
+	}
+	if o.CatalogBytes > 0 && (predecessors == 0 || frames == 0) {
+		return nil, fmt.Errorf("the catalog is made from nothing")
 	}
 	o.Predecessors = make([]namespace.Digest, predecessors)
 	for i := range o.Predecessors {
@@ -192,6 +196,9 @@ func (r *cursor) entries(o *Object, bases [][]Extent) error {
 		}
 	}
 	filled := make([]uint32, len(o.Frames))
+	if o.CatalogBytes > 0 {
+		filled[0] = o.Frames[0].Plain
+	}
 	for i := range o.Entries {
 		e := &o.Entries[i]
 		e.Off, e.Len = filled[e.Frame], uint32(r.uvarint(FrameBytesMax))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/object"
@@ -70,9 +71,12 @@ type Frame struct {
 
 // Object is the index of a delta object. Catalog is the one whose chunks it makes; Predecessors
 // are those the old files are from, whose own delta objects may make a base that is not there.
-// Entries are sorted by Lo and do not overlap. Immutable, safe for concurrent use.
+// Entries are sorted by Lo and do not overlap. If CatalogBytes is not 0, the catalog itself, of so
+// many bytes, is made too, from the first of Predecessors: see [MakeCatalog]. Immutable, safe for
+// concurrent use.
 type Object struct {
 	Catalog      namespace.Digest
+	CatalogBytes uint64
 	Predecessors []namespace.Digest
 	Entries      []Entry
 	Frames       []Frame
@@ -97,26 +101,31 @@ func (o *Object) Find(k uint32) (*Entry, bool) {
 // Encode returns the bytes of a delta object (little endian):
 //
 //	header  24 B: magic "COPDLT1\n", u32 stored bytes of the index, u32 its plain size, u8 codec, 7 B zero
-//	index   compressed columns: the catalog's digest; uvarints: predecessors, bases, frames, entries;
+//	index   compressed columns: the catalog's digest; uvarints: bytes of the catalog, predecessors, bases, frames, entries;
 //	        predecessors' digests; per base: uvarint extents, then for each uvarint size × 2, plus 1
 //	        and a digest unless it is a hole; frames: uvarint stored bytes, uvarint plain size, u8
 //	        codec; entries: columns of uvarints: step of Lo from the Hi before, extents, size, frame,
 //	        bytes, 0 for Plain or 1 + the number of the base
 //	frames  one after the other
 //
-// Of o it takes Catalog, Predecessors and Entries, and of these all but Off and Len: payloads are
-// the files or patches, which lie in their frames in the order of Entries. Bases are numbered by
-// first use. Errors: Invalid (entries overlap or are out of order, a frame is empty), Limit.
-func Encode(o *Object, payloads [][]byte) ([]byte, error) {
+// Of o it takes all but Frames, and of Entries all but Off and Len: payloads are the files or
+// patches, which lie in their frames in the order of Entries. Bases are numbered by first use. If
+// CatalogBytes is not 0, catalogPatch makes the catalog and is frame 0, which no entry may be in.
+// Errors: Invalid (entries overlap or are out of order, a frame is empty or too large).
+func Encode(o *Object, payloads [][]byte, catalogPatch []byte) ([]byte, error) {
 	const op = "encode delta"
 	if len(payloads) != len(o.Entries) {
 		return nil, namespace.E(namespace.Invalid, op, o.Catalog.String(), fmt.Errorf("%d payloads for %d entries", len(payloads), len(o.Entries)))
 	}
-	x := Object{Catalog: o.Catalog, Predecessors: o.Predecessors, Entries: append([]Entry(nil), o.Entries...)}
+	x := *o
+	x.Frames, x.Entries = nil, slices.Clone(o.Entries)
 	var plain [][]byte
+	if x.CatalogBytes > 0 {
+		plain = append(plain, catalogPatch)
+	}
 	for i := range x.Entries {
 		e := &x.Entries[i]
-		if int(e.Frame) > len(x.Entries) {
+		if int(e.Frame) > len(x.Entries) || e.Frame == 0 && x.CatalogBytes > 0 {
 			return nil, namespace.E(namespace.Invalid, op, o.Catalog.String(), fmt.Errorf("frame %d", e.Frame))
 		}
 		for int(e.Frame) >= len(plain) {
@@ -189,6 +198,16 @@ func Open(head []byte, catalog namespace.Digest) (*Object, error) {
 		return nil, corrupt(op, "not in canonical form")
 	}
 	return o, nil
+}
+
+// MakeCatalog returns the plaintext of the catalog of o, which the caller holds against its digest.
+// base is the plaintext of the first of o.Predecessors, frame that of o.Frames[0]. Memory and errors:
+// those of [Apply]. Safe for concurrent use.
+func MakeCatalog(o *Object, base, frame []byte) ([]byte, error) {
+	if o.CatalogBytes == 0 {
+		return nil, namespace.E(namespace.NotExist, "make catalog", o.Catalog.String(), fmt.Errorf("its delta does not make it"))
+	}
+	return Apply(base, frame, int(o.CatalogBytes))
 }
 
 // DecodeFrame returns the plaintext of frame f, at most FrameBytesMax bytes, given its stored ones,

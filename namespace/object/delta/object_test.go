@@ -24,7 +24,7 @@ var (
 	catalog = namespace.Sum([]byte("catalog"))
 )
 
-// sample returns a delta object of three files, in two frames, and its parts.
+// sample returns a delta object of three files, in two frames, and of the catalog, and its parts.
 func sample(t testing.TB) (*delta.Object, [][]byte, []byte) {
 	t.Helper()
 	patch, err := delta.Diff(delta.Bytes, oldText, newText)
@@ -38,15 +38,16 @@ func sample(t testing.TB) (*delta.Object, [][]byte, []byte) {
 	base := []delta.Extent{{Digest: namespace.Sum(oldText[:1000]), Size: 1000}, {Digest: namespace.Sum(oldText[1000:]), Size: uint64(len(oldText) - 1000)}}
 	o := &delta.Object{
 		Catalog:      catalog,
+		CatalogBytes: uint64(len(newText)),
 		Predecessors: []namespace.Digest{namespace.Sum([]byte("old catalog"))},
 		Entries: []delta.Entry{
-			{Lo: 2, Hi: 3, Size: uint64(len(newText)), Method: delta.Difference, Base: base, Frame: 1},
-			{Lo: 3, Hi: 4, Size: uint64(len(license)), Method: delta.Plain, Frame: 0},
-			{Lo: 7, Hi: 9, Size: uint64(len(oldText) - 5), Method: delta.Difference, Base: base, Frame: 1},
+			{Lo: 2, Hi: 3, Size: uint64(len(newText)), Method: delta.Difference, Base: base, Frame: 2},
+			{Lo: 3, Hi: 4, Size: uint64(len(license)), Method: delta.Plain, Frame: 1},
+			{Lo: 7, Hi: 9, Size: uint64(len(oldText) - 5), Method: delta.Difference, Base: base, Frame: 2},
 		},
 	}
 	payloads := [][]byte{patch, license, bits}
-	b, err := delta.Encode(o, payloads)
+	b, err := delta.Encode(o, payloads, patch)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,6 +63,13 @@ func TestObjectMakesItsFiles(t *testing.T) {
 	o, err := delta.Open(b[:need], catalog)
 	if err != nil {
 		t.Fatal(err)
+	}
+	first, err := delta.DecodeFrame(o.Frames[0], b[need:need+int64(o.Frames[0].Len)])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := delta.MakeCatalog(o, oldText, first); err != nil || !bytes.Equal(got, newText) {
+		t.Fatalf("catalog: %d bytes, %v", len(got), err)
 	}
 	want := map[uint32][]byte{2: newText, 3: license, 8: oldText[5:]}
 	for k := range uint32(12) {
@@ -167,7 +175,9 @@ func TestEncodeRefuses(t *testing.T) {
 		"overlap":             func(o *delta.Object, _ [][]byte) { o.Entries[1].Lo = 2 },
 		"out of order":        func(o *delta.Object, _ [][]byte) { o.Entries[0].Lo, o.Entries[0].Hi = 20, 21 },
 		"no extent":           func(o *delta.Object, _ [][]byte) { o.Entries[0].Hi = 2 },
-		"frame that is empty": func(o *delta.Object, _ [][]byte) { o.Entries[0].Frame = 2; o.Entries[2].Frame = 2 },
+		"frame that is empty": func(o *delta.Object, _ [][]byte) { o.Entries[0].Frame = 3; o.Entries[2].Frame = 3 },
+		"frame of catalog":    func(o *delta.Object, _ [][]byte) { o.Entries[1].Frame = 0 },
+		"no predecessor":      func(o *delta.Object, _ [][]byte) { o.Predecessors = nil },
 		"plain of other size": func(o *delta.Object, _ [][]byte) { o.Entries[1].Size++ },
 		"no base":             func(o *delta.Object, _ [][]byte) { o.Entries[0].Base = nil },
 		"holes in a row": func(o *delta.Object, _ [][]byte) {
@@ -182,7 +192,7 @@ func TestEncodeRefuses(t *testing.T) {
 		bad.Entries = slices.Clone(o.Entries)
 		p := slices.Clone(payloads)
 		change(&bad, p)
-		if _, err := delta.Encode(&bad, p); !namespace.IsKind(err, namespace.Invalid) {
+		if _, err := delta.Encode(&bad, p, p[2]); !namespace.IsKind(err, namespace.Invalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
