@@ -18,7 +18,7 @@ import (
 
 func (a *app) treeCommand() *cobra.Command {
 	return group("tree", "Import, list, compare and check trees",
-		a.treeImport(), a.treeList(), a.treeShow(), a.treeDiff(), a.treeVerify())
+		a.treeImport(), a.treeList(), a.treeShow(), a.treeDiff(), a.treeVerify(), a.treeDelta())
 }
 
 type importFlags struct {
