@@ -18,7 +18,7 @@ import (
 
 func (a *app) treeCommand() *cobra.Command {
 	return group("tree", "Import, list, compare and check trees",
-		a.treeImport(), a.treePatch(), a.treeRebase(), a.treeList(), a.treeShow(), a.treeDiff(), a.treeVerify())
+		a.treeImport(), a.treePatch(), a.treeRebase(), a.treeDelta(), a.treeList(), a.treeShow(), a.treeDiff(), a.treeVerify())
 }
 
 type importFlags struct {
