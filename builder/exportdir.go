@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -33,68 +32,19 @@ type Loss struct {
 // bits are left out with the owner. Kinds: Exist (dir is not empty), those of [Stored.ReadFile],
 // Limit (disk full), Denied, NotExist.
 func ExportDir(ctx context.Context, s *Stored, root namespace.Digest, dir string, o ExportOptions) ([]Loss, error) {
-	dest, inPlace, err := emptyDir(dir)
+	pending, err := disk.NewDir("export", dir)
 	if err != nil {
 		return nil, err
 	}
-	tmp := dest
-	if !inPlace {
-		tmp, err = os.MkdirTemp(filepath.Dir(dest), "."+filepath.Base(dest)+".*.partial")
-		if err != nil {
-			return nil, disk.Error("export", dest, err)
-		}
-	}
+	defer pending.Discard()
 	d := &dirSink{losses: map[string]*Loss{}, missing: map[string]bool{}, file: -1}
-	err = d.export(ctx, s, root, tmp, o)
-	if err == nil && !inPlace {
-		if err = unix.Rename(tmp, dest); err != nil { // os.Rename does not replace an empty directory
-			err = disk.Error("export", dest, err)
-		}
+	if err := d.export(ctx, s, root, pending.Path, o); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		return nil, errors.Join(err, discard(tmp, inPlace))
+	if err := pending.Commit(); err != nil {
+		return nil, err
 	}
 	return d.lost(), nil
-}
-
-// emptyDir returns the absolute path of dir without symlinks, and whether something is mounted
-// there. It fails unless dir is empty or absent.
-func emptyDir(dir string) (dest string, mounted bool, err error) {
-	if dest, err = filepath.Abs(dir); err != nil {
-		return "", false, disk.Error("export", dir, err)
-	}
-	if real, err := filepath.EvalSymlinks(dest); err == nil {
-		dest = real
-	}
-	names, err := os.ReadDir(dest)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return dest, false, nil
-	case errors.Is(err, unix.ENOTDIR):
-		return "", false, namespace.E(namespace.Exist, "export", dir, errors.New("it is no directory"))
-	case err != nil:
-		return "", false, disk.Error("export", dir, err)
-	case len(names) > 0:
-		return "", false, namespace.WithHint(namespace.E(namespace.Exist, "export", dir, errors.New("the directory is not empty")),
-			"name a new directory")
-	}
-	var st unix.Statx_t
-	if err := statx(unix.AT_FDCWD, dest, &st); err != nil {
-		return "", false, disk.Error("export", dir, err)
-	}
-	return dest, st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
-}
-
-// discard removes what an export left in dir; dir itself too, unless it was there before.
-func discard(dir string, keep bool) error {
-	if !keep {
-		return os.RemoveAll(dir)
-	}
-	names, err := os.ReadDir(dir)
-	for _, n := range names {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, n.Name())))
-	}
-	return err
 }
 
 // dirSink writes a directory, relative to descriptors of directories it made: a name is never
@@ -140,9 +90,6 @@ func (d *dirSink) export(ctx context.Context, s *Stored, root namespace.Digest, 
 	}
 	if err := d.leave(1); err != nil {
 		return err
-	}
-	if err := unix.Syncfs(fd); err != nil {
-		return disk.Error("sync", dir, err)
 	}
 	top := d.stack[0]
 	return d.attributes(top.fd, "", top.madeEntry)
