@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -87,13 +88,27 @@ func (p *PendingDir) Discard() {
 		return
 	}
 	if p.Path != p.dest {
-		os.RemoveAll(p.Path)
+		removeAll(p.Path)
 		return
 	}
 	names, _ := os.ReadDir(p.Path)
 	for _, n := range names {
-		os.RemoveAll(filepath.Join(p.Path, n.Name()))
+		removeAll(filepath.Join(p.Path, n.Name()))
 	}
+}
+
+// removeAll removes dir although what was written there may deny it to its owner.
+func removeAll(dir string) {
+	if os.RemoveAll(dir) == nil {
+		return
+	}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, _ error) error {
+		if d != nil && d.IsDir() {
+			_ = os.Chmod(path, 0o700)
+		}
+		return nil
+	})
+	_ = os.RemoveAll(dir)
 }
 
 // PendingFile is a file that is being written and appears at its destination when it is complete.

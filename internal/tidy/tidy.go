@@ -22,11 +22,12 @@ var floors = map[string][]string{
 	"internal/disk":       {"namespace"},
 	"internal/tidy":       {},
 	"builder":             {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
+	"builder/oci":         {"namespace", "namespace/object", "builder", "internal/disk"},
 	"cache":               {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
 	"fusefs":              {"namespace", "namespace/catalog"},
 	"rollout":             {"namespace", "namespace/trust"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
-		"builder", "cache", "fusefs", "rollout", "internal/disk"},
+		"builder", "builder/oci", "cache", "fusefs", "rollout", "internal/disk"},
 }
 
 // testRooms may be imported by any test.
@@ -35,22 +36,23 @@ var testRooms = []string{"namespace/storetest", "namespace", "namespace/catalog"
 // doors names, for each third-party module, the packages that may import it: one, unless a
 // reason stands beside it.
 var doors = map[string][]string{
-	"github.com/hanwen/go-fuse":           {"fusefs"},
-	"github.com/containerd/continuity":    {"builder"},
-	"github.com/klauspost/compress":       {"namespace/object"},
-	"github.com/PlakarKorp":               {"namespace/object"},
-	"github.com/cespare/xxhash":           {"cache"},
-	"go.etcd.io/bbolt":                    {"cache"},
-	"github.com/ulikunitz/xz":             {"builder"},
-	"github.com/cenkalti/backoff":         {"namespace/origin"},
-	"github.com/google/renameio":          {"internal/disk"},
-	"github.com/spf13/cobra":              {"cmd/coppice"},
-	"github.com/goccy/go-yaml":            {"cmd/coppice"},
-	"github.com/vbauerster/mpb":           {"cmd/coppice"},
-	"github.com/rogpeppe/go-internal":     {"cmd/coppice"},                                                                    // tests: testscript
-	"github.com/prometheus/client_golang": {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                             // each has collectors, the command serves them
-	"golang.org/x/sys":                    {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "cmd/coppice"}, // the kernel's door, not a library's
-	"golang.org/x/sync":                   {"builder", "cache", "namespace/origin", "fusefs"},
+	"github.com/hanwen/go-fuse":              {"fusefs"},
+	"github.com/containerd/continuity":       {"builder"},
+	"github.com/klauspost/compress":          {"namespace/object"},
+	"github.com/PlakarKorp":                  {"namespace/object"},
+	"github.com/cespare/xxhash":              {"cache"},
+	"go.etcd.io/bbolt":                       {"cache"},
+	"github.com/ulikunitz/xz":                {"builder"},
+	"github.com/cenkalti/backoff":            {"namespace/origin"},
+	"github.com/google/renameio":             {"internal/disk"},
+	"github.com/google/go-containerregistry": {"builder/oci"},
+	"github.com/spf13/cobra":                 {"cmd/coppice"},
+	"github.com/goccy/go-yaml":               {"cmd/coppice"},
+	"github.com/vbauerster/mpb":              {"cmd/coppice"},
+	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                    // tests: testscript
+	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                             // each has collectors, the command serves them
+	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "cmd/coppice"}, // the kernel's door, not a library's
+	"golang.org/x/sync":                      {"builder", "builder/oci", "cache", "namespace/origin", "fusefs"},
 }
 
 // pure lists packages that must not reach outside, and what they may not import for it.
