@@ -34,9 +34,9 @@ type Options struct {
 	Name string
 	// Dir is where layers of a registry wait for the import; "" is the system's temporary directory.
 	Dir string
-	// Progress, if set, is told the bytes fetched from a registry. From several goroutines, one at a
-	// time.
-	Progress func(done, total uint64)
+	// Progress, if set, is told what was fetched from a registry: layers, as Files, and their bytes.
+	// From several goroutines, one at a time.
+	Progress func(builder.Progress)
 }
 
 // Image is an image that was opened. Its exported fields are for display.

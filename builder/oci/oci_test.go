@@ -318,12 +318,12 @@ func TestOpenRegistry(t *testing.T) {
 	one := twoLayers(t, runtime.GOARCH)
 	digest, err := one.Digest()
 	must(t, err)
-	var done, total uint64
-	o := oci.Options{Platform: "linux/arm64", Dir: t.TempDir(), Progress: func(d, t uint64) { done, total = d, t }}
+	var done builder.Progress
+	o := oci.Options{Platform: "linux/arm64", Dir: t.TempDir(), Progress: func(p builder.Progress) { done = p }}
 	img, got, err := importImage(t, "docker://"+host+"/team/app:v1", o)
 	must(t, err)
-	if got != wantARM || img.Platform != "linux/arm64" || done == 0 || done != total {
-		t.Errorf("%q of %+v, %d of %d bytes", got, img, done, total)
+	if got != wantARM || img.Platform != "linux/arm64" || done.Bytes == 0 || done.Bytes != done.BytesTotal || done.Files != 2 || done.FilesTotal != 2 {
+		t.Errorf("%q of %+v, %+v", got, img, done)
 	}
 	if names, _ := os.ReadDir(o.Dir); len(names) > 0 {
 		t.Errorf("left %v", names)

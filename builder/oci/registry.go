@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"golang.org/x/sync/errgroup"
 
+	"coppice.dev/coppice/builder"
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
 )
@@ -134,7 +135,7 @@ func (i *Image) fetch(ctx context.Context, r *registry, layers []v1.Descriptor, 
 		return disk.Error("create", o.Dir, err)
 	}
 	i.close = append(i.close, func() error { return os.RemoveAll(dir) })
-	f := &fetching{r: r, dir: dir, progress: o.Progress}
+	f := &fetching{r: r, dir: dir, tell: o.Progress}
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(fetchesMax)
 	asked := map[v1.Hash]bool{}
@@ -144,7 +145,8 @@ func (i *Image) fetch(ctx context.Context, r *registry, layers []v1.Descriptor, 
 			continue
 		}
 		asked[l.Digest] = true
-		f.total += uint64(max(l.Size, 0))
+		f.done.FilesTotal++
+		f.done.BytesTotal += uint64(max(l.Size, 0))
 	}
 	for _, l := range layers {
 		if !asked[l.Digest] {
@@ -158,13 +160,22 @@ func (i *Image) fetch(ctx context.Context, r *registry, layers []v1.Descriptor, 
 
 // fetching is the state of fetching layers.
 type fetching struct {
-	r        *registry
-	dir      string
-	progress func(done, total uint64)
-	total    uint64
+	r    *registry
+	dir  string
+	tell func(builder.Progress)
 
-	mu   sync.Mutex // guards done, and calls of progress
-	done uint64
+	mu   sync.Mutex // guards done, and calls of tell
+	done builder.Progress
+}
+
+func (f *fetching) add(layers, bytes int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.done.Files += uint64(layers)
+	f.done.Bytes += uint64(bytes) // modulo 2⁶⁴: what was counted may be taken back
+	if f.tell != nil {
+		f.tell(f.done)
+	}
 }
 
 // layer fetches one layer, verified.
@@ -201,9 +212,10 @@ func (f *fetching) once(ctx context.Context, d v1.Descriptor) error {
 		err = closed
 	}
 	if err == nil {
+		f.add(1, 0)
 		return nil
 	}
-	counted.forget()
+	f.add(0, -counted.n)
 	if full := disk.Error("write", file.Name(), err); namespace.IsKind(full, namespace.Limit) {
 		return namespace.WithHint(full, "layers wait in the directory that TMPDIR names")
 	}
@@ -213,26 +225,14 @@ func (f *fetching) once(ctx context.Context, d v1.Descriptor) error {
 // counted counts what is fetched.
 type counted struct {
 	f *fetching
-	n uint64
+	n int64
 }
 
 // Write implements io.Writer.
 func (c *counted) Write(b []byte) (int, error) {
-	c.f.mu.Lock()
-	defer c.f.mu.Unlock()
-	c.n += uint64(len(b))
-	c.f.done += uint64(len(b))
-	if c.f.progress != nil {
-		c.f.progress(c.f.done, c.f.total)
-	}
+	c.n += int64(len(b))
+	c.f.add(0, int64(len(b)))
 	return len(b), nil
-}
-
-// forget takes back what was counted.
-func (c *counted) forget() {
-	c.f.mu.Lock()
-	defer c.f.mu.Unlock()
-	c.f.done -= c.n
 }
 
 // spooled finds layers where fetch put them.

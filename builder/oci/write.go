@@ -94,7 +94,7 @@ func Write(ctx context.Context, s *builder.Stored, root namespace.Digest, dest s
 
 // writeArchive writes the layout beside dest, where there is room, and packs it.
 func writeArchive(ctx context.Context, s *builder.Stored, root namespace.Digest, dest string, o WriteOptions) (Written, error) {
-	file, err := disk.NewFile("export", dest, 0o644)
+	file, err := disk.NewFile("export", dest, 0o666)
 	if err != nil {
 		return Written{}, err
 	}

@@ -2,8 +2,10 @@ package disk
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 
@@ -121,7 +123,7 @@ type PendingFile struct {
 }
 
 // NewFile prepares to write the file dest, which must be empty or absent, with the permissions
-// perm. op names the work in errors. The caller ends with Commit, and Discard in any case. Kinds:
+// perm, less the umask. op names the work in errors. The caller ends with Commit, and Discard in any case. Kinds:
 // Exist (dest is not empty), NotExist, Denied, Limit.
 func NewFile(op, dest string, perm os.FileMode) (*PendingFile, error) {
 	info, err := os.Stat(dest)
@@ -140,13 +142,8 @@ func NewFile(op, dest string, perm os.FileMode) (*PendingFile, error) {
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return nil, Error(op, dest, err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(dest), "."+filepath.Base(dest)+".*.partial")
-	if err == nil {
-		if err = f.Chmod(perm); err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}
+	name := fmt.Sprintf(".%s.%016x.partial", filepath.Base(dest), rand.Uint64())
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(dest), name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if err != nil {
 		return nil, Error(op, dest, err)
 	}
