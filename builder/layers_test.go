@@ -222,18 +222,19 @@ func TestLayersChangedMeanwhile(t *testing.T) {
 	wantKind(t, "a layer that does not open", err, namespace.Denied)
 }
 
-// The same names in layers that repeat the opaque marker of a large directory cost no more than
-// the entries themselves.
+// A layer that repeats the opaque marker of a large directory costs no more than its entries.
 func TestLayersRepeatedOpaqueMarkers(t *testing.T) {
-	var base, top layerHeaders
-	for i := range 20_000 {
-		base = append(base, file(fmt.Sprintf("d/%d", i), ""))
-		top = append(top, file(fmt.Sprintf("d/n%d", i), ""), whiteout("d/.wh..wh..opq"))
+	var top layerHeaders
+	for i := range 5_000 {
+		top = append(top, file(fmt.Sprintf("d/%d", i), ""))
+	}
+	for range 40_000 {
+		top = append(top, whiteout("d/.wh..wh..opq"))
 	}
 	start := time.Now()
-	all, _, err := importLayers(t, layersOf(nil, archives(t, []layerHeaders{base, top})...))
+	all, _, err := importLayers(t, layersOf(nil, archives(t, []layerHeaders{{file("d/gone", "x")}, top})...))
 	must(t, err)
-	if len(all) != 20_002 || time.Since(start) > 20*time.Second { // 400 million steps if each were looked at again
+	if len(all) != 5_002 || time.Since(start) > 10*time.Second { // 200 million steps if each were looked at again
 		t.Errorf("%d entries after %v", len(all), time.Since(start))
 	}
 }

@@ -118,9 +118,9 @@ func writeArchive(ctx context.Context, s *builder.Stored, root namespace.Digest,
 // it has.
 func pack(ctx context.Context, dir string, w io.Writer) error {
 	names := []string{}
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	err := fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
-			names = append(names, path[len(dir)+1:])
+			names = append(names, path)
 		}
 		return err
 	})
