@@ -26,7 +26,7 @@ import (
 	"coppice.dev/coppice/namespace/catalog"
 )
 
-// A Source is a tree to import: a [DirSource] or a [TarSource].
+// A Source is a tree to import: a [DirSource], a [TarSource] or a [LayersSource].
 type Source interface {
 	// read submits the content of every file to p, in the order of its layout, and returns the
 	// nodes. Chunk lists of the nodes are complete when the pipeline has drained.

@@ -8,13 +8,19 @@ import (
 	"coppice.dev/coppice/namespace/catalog"
 )
 
-// model is the tree that the entries of an archive describe, in memory.
-type model struct{ root *member }
+// model is the tree that the entries of an archive describe, in memory; or those of several
+// archives, each a layer on top of those before.
+type model struct {
+	root  *member
+	layer int // that is being applied; 0 when there are none
+}
 
 // member is one name. Names of one file share the node until the scan.
 type member struct {
 	node     *catalog.Node
 	children map[string]*member // of a directory
+	layer    int                // the last one with an entry of this name
+	pruned   int                // the last one that emptied this directory of what lower layers had
 }
 
 func newModel() *model { return &model{root: newDirectory()} }
@@ -60,6 +66,7 @@ func (m *model) parent(path []string) (*member, error) {
 		next := at.children[name]
 		if next == nil {
 			next = newDirectory()
+			next.layer = m.layer
 			at.set(name, next)
 		}
 		if next.node.Type != catalog.Dir {
@@ -84,7 +91,7 @@ func (m *model) put(path []string, node *catalog.Node) error {
 		if node.Type != catalog.Dir {
 			return invalid("the root is a %v", node.Type)
 		}
-		m.root.node = node
+		m.root.node, m.root.layer = node, m.layer
 		return nil
 	}
 	dir, err := m.parent(path)
@@ -93,10 +100,10 @@ func (m *model) put(path []string, node *catalog.Node) error {
 	}
 	name := path[len(path)-1]
 	if old := dir.children[name]; old != nil && old.node.Type == catalog.Dir && node.Type == catalog.Dir {
-		old.node = node
+		old.node, old.layer = node, m.layer
 		return nil
 	}
-	dir.set(name, &member{node: node})
+	dir.set(name, &member{node: node, layer: m.layer})
 	return nil
 }
 
@@ -118,7 +125,7 @@ func (m *model) hardLink(path, target []string) error {
 	if err != nil {
 		return err
 	}
-	dir.set(path[len(path)-1], &member{node: at.node})
+	dir.set(path[len(path)-1], &member{node: at.node, layer: m.layer})
 	return nil
 }
 

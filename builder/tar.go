@@ -43,34 +43,10 @@ type tarRead struct {
 
 // read implements Source.
 func (t TarSource) read(ctx context.Context, p *pipeline) (*scan, error) {
-	in, err := decompress(t.R)
-	if err != nil {
-		return nil, namespace.E(namespace.KindOf(err), "import", t.Name, err)
-	}
-	defer in.Close()
-	tail := &tailReader{r: in}
-	r := &tarRead{p: p, name: t.Name, tr: tar.NewReader(tail), model: newModel(), cut: newReader(p)}
+	r := newTarRead(p)
 	defer func() { r.batch.buf.release() }()
-	for n := 0; ; n++ {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		h, err := r.tr.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return nil, t.damaged(n, err)
-		}
-		if err := r.entry(h); err != nil {
-			return nil, err
-		}
-	}
-	if tail.zeros < endBytes {
-		p.warn(t.Name, "the archive has no end marker; it may be truncated")
-	}
-	if _, err := io.Copy(io.Discard, in); err != nil { // compressed streams end with a checksum
-		return nil, namespace.E(archiveKind(err), "import", t.Name, fmt.Errorf("after the archive's end: %w", err))
+	if err := r.entries(ctx, t.R, t.Name, r.add); err != nil {
+		return nil, err
 	}
 	if err := r.flush(); err != nil {
 		return nil, err
@@ -78,12 +54,52 @@ func (t TarSource) read(ctx context.Context, p *pipeline) (*scan, error) {
 	return r.model.scan(), nil
 }
 
-// damaged explains why the n-th header cannot be read.
-func (t TarSource) damaged(n int, err error) error {
-	if n == 0 && errors.Is(err, tar.ErrHeader) {
-		return namespace.E(namespace.Invalid, "import", t.Name, fmt.Errorf("not a tar archive: %w", err))
+func newTarRead(p *pipeline) *tarRead {
+	return &tarRead{p: p, model: newModel(), cut: newReader(p)}
+}
+
+// entries calls fn for every entry of the archive raw, which errors call name, and reads on to the
+// end of raw: what is compressed ends with a checksum.
+func (r *tarRead) entries(ctx context.Context, raw io.Reader, name string, fn func(*tar.Header) error) error {
+	in, err := decompress(raw)
+	if err != nil {
+		return namespace.E(namespace.KindOf(err), "import", name, err)
 	}
-	return namespace.E(archiveKind(err), "import", t.Name, fmt.Errorf("after %d entries: %w", n, err))
+	defer in.Close()
+	tail := &tailReader{r: in}
+	r.name, r.tr = name, tar.NewReader(tail)
+	for n := 0; ; n++ {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		h, err := r.tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return r.damaged(n, err)
+		}
+		if err := r.entry(h, fn); err != nil {
+			return err
+		}
+	}
+	if tail.zeros < endBytes {
+		r.p.warn(name, "the archive has no end marker; it may be truncated")
+	}
+	for _, rest := range []io.Reader{in, raw} {
+		if _, err := io.Copy(io.Discard, cancelReader{ctx, rest}); err != nil {
+			return namespace.E(archiveKind(err), "import", name, fmt.Errorf("after the archive's end: %w", err))
+		}
+	}
+	return nil
+}
+
+// damaged explains why the n-th header cannot be read.
+func (r *tarRead) damaged(n int, err error) error {
+	if n == 0 && errors.Is(err, tar.ErrHeader) {
+		return namespace.E(namespace.Invalid, "import", r.name, fmt.Errorf("not a tar archive: %w", err))
+	}
+	return namespace.E(archiveKind(err), "import", r.name, fmt.Errorf("after %d entries: %w", n, err))
 }
 
 // archiveKind is the Kind of an error from reading an archive: of the reader below, if it says
@@ -95,8 +111,9 @@ func archiveKind(err error) namespace.Kind {
 	return namespace.Corrupt
 }
 
-func (r *tarRead) entry(h *tar.Header) error {
-	err := r.add(h)
+// entry names the entry and the archive in an error of fn.
+func (r *tarRead) entry(h *tar.Header, fn func(*tar.Header) error) error {
+	err := fn(h)
 	if err == nil {
 		return nil
 	}

@@ -53,4 +53,10 @@ const (
 	MountsMax = 4096
 	// RefNameBytesMax bounds a tree's, namespace's or channel's name.
 	RefNameBytesMax = 200
+
+	// LayersMax bounds the layers of a container image: eight times what container engines take.
+	LayersMax = 1024
+	// ImageRecordBytesMax bounds an index, manifest or configuration of a container image: what
+	// registries accept.
+	ImageRecordBytesMax = 4 << 20
 )

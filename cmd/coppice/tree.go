@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coppice.dev/coppice/builder"
+	"coppice.dev/coppice/builder/oci"
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/catalog"
@@ -18,33 +19,45 @@ import (
 
 func (a *app) treeCommand() *cobra.Command {
 	return group("tree", "Import, list, compare and check trees",
-		a.treeImport(), a.treePatch(), a.treeRebase(), a.treeDelta(), a.treeList(), a.treeShow(), a.treeDiff(), a.treeVerify())
+		a.treeImport(), a.treeExport(), a.treePatch(), a.treeRebase(), a.treeDelta(), a.treeList(), a.treeShow(), a.treeDiff(), a.treeVerify())
 }
 
 type importFlags struct {
 	comment      string
 	crossDevices bool
+	format       string
+	image        oci.Options
 }
 
 func (a *app) treeImport() *cobra.Command {
 	var f importFlags
 	c := &cobra.Command{
 		Use:   "import NAME SRC",
-		Short: "Import a directory or a tar archive as the next version of a tree",
+		Short: "Import a directory, an archive or a container image as the next version of a tree",
 		Long: `Imports SRC, a directory or a tar archive (plain, gzip, zstd or xz; "-" reads standard input), as
 the next version of the tree NAME, and prints NAME@N and the digest of its root. Content the
 origin already has is not stored again. Everything is kept: owners, modes with setuid, times,
 links, devices, extended attributes, holes. Sockets are left out, with a warning; other file
 systems mounted below SRC are left out unless --cross-devices is given. An interrupted import
-leaves the origin as it was; the next one uses what was written.`,
-		Example: "  coppice tree import go /usr/local/go\n  coppice tree import debian rootfs.tar.zst --comment 'bookworm 12.12'",
-		Args:    exact(2),
+leaves the origin as it was; the next one uses what was written.
+
+SRC may be a container image: an OCI layout (its directory or an archive of it), an archive of
+` + "`docker save`" + `, or docker://HOST/NAME:TAG in a registry, with the credentials that docker or podman
+keep. Its layers become one tree, checked against the digests that the image names; how to run it
+is printed and not kept. --format says what SRC is when that cannot be told by looking.`,
+		Example: `  coppice tree import go /usr/local/go
+  coppice tree import debian rootfs.tar.zst --comment 'bookworm 12.12'
+  coppice tree import alpine docker://docker.io/library/alpine:3.22 --platform linux/arm64`,
+		Args: exact(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.importTree(c.Context(), args[0], args[1], f)
 		},
 	}
 	c.Flags().StringVar(&f.comment, "comment", "", "`TEXT` kept with the version")
 	c.Flags().BoolVar(&f.crossDevices, "cross-devices", false, "descend into other file systems")
+	c.Flags().StringVar(&f.format, "format", "", "`FORM` of SRC: dir, tar or oci (default: what it looks like)")
+	c.Flags().StringVar(&f.image.Platform, "platform", "", "`OS/ARCH` of an image for several (default: this machine's)")
+	c.Flags().StringVar(&f.image.Name, "image", "", "`NAME` of an image among several in a layout or archive")
 	return c
 }
 
@@ -56,6 +69,7 @@ type imported struct {
 	Bytes    uint64            `json:"bytes"`
 	NewBytes uint64            `json:"new_bytes"`
 	Warnings []string          `json:"warnings,omitempty"`
+	Image    *oci.Image        `json:"image,omitempty"`
 }
 
 func (a *app) importTree(ctx context.Context, name, src string, f importFlags) error {
@@ -70,7 +84,7 @@ func (a *app) importTree(ctx context.Context, name, src string, f importFlags) e
 	if err != nil {
 		return err
 	}
-	source, done, err := openSource(src, f)
+	source, image, done, err := a.openSource(ctx, src, f)
 	if err != nil {
 		return err
 	}
@@ -98,31 +112,38 @@ func (a *app) importTree(ctx context.Context, name, src string, f importFlags) e
 	if err != nil {
 		return err
 	}
-	return a.result(imported{v, res.Root, res.Entries, res.Bytes, res.NewBytes, warnings}, func(out io.Writer) {
+	return a.result(imported{v, res.Root, res.Entries, res.Bytes, res.NewBytes, warnings, image}, func(out io.Writer) {
 		fmt.Fprintf(out, "%s %s\n", v, res.Root)
 		if !a.quiet {
 			a.note("%d entries, %s of files, %s new in the origin", res.Entries, size(res.Bytes), size(res.NewBytes))
+			a.noteImage(image)
 		}
 	})
 }
 
-// openSource chooses how to read src. done ends the use of it.
-func openSource(src string, f importFlags) (source builder.Source, done func(), err error) {
+// openSource chooses how to read src; image is nil unless it is one. done ends the use of it.
+func (a *app) openSource(ctx context.Context, src string, f importFlags) (source builder.Source, image *oci.Image, done func(), err error) {
+	if err := f.check(); err != nil {
+		return nil, nil, nil, err
+	}
+	if f.format == "oci" || f.format == "" && src != "-" && oci.Is(src) {
+		return a.openImage(ctx, src, f.image)
+	}
 	if src == "-" {
-		return builder.TarSource{R: os.Stdin, Name: "standard input"}, func() {}, nil
+		return builder.TarSource{R: os.Stdin, Name: "standard input"}, nil, func() {}, nil
 	}
 	info, err := os.Stat(src)
 	if err != nil {
-		return nil, nil, disk.Error("import", src, err)
+		return nil, nil, nil, disk.Error("import", src, err)
 	}
-	if info.IsDir() {
-		return builder.DirSource{Path: src, CrossDevices: f.crossDevices}, func() {}, nil
+	if info.IsDir() && f.format != "tar" {
+		return builder.DirSource{Path: src, CrossDevices: f.crossDevices}, nil, func() {}, nil
 	}
 	file, err := os.Open(src)
 	if err != nil {
-		return nil, nil, disk.Error("import", src, err)
+		return nil, nil, nil, disk.Error("import", src, err)
 	}
-	return builder.TarSource{R: file, Name: src}, func() { file.Close() }, nil
+	return builder.TarSource{R: file, Name: src}, nil, func() { file.Close() }, nil
 }
 
 func (a *app) treeList() *cobra.Command {

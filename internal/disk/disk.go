@@ -23,15 +23,7 @@ func Replace(path string, b []byte, perm os.FileMode) error {
 		return Error("write", path, err)
 	}
 	// renameio syncs the file, not the directory that names it.
-	d, err := os.Open(dir)
-	if err != nil {
-		return Error("open", dir, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return Error("sync", dir, err)
-	}
-	return nil
+	return syncDir(dir)
 }
 
 // Error gives an error of the operating system the Kind it has for a person: a full disk or an

@@ -32,3 +32,16 @@ func NewGzipReader(r io.Reader) (io.ReadCloser, error) {
 	}
 	return d, nil
 }
+
+// NewGzipWriter returns a writer of a gzip stream to w, the same for the same bytes. The caller
+// closes it, which does not close w. Errors: those of w.
+func NewGzipWriter(w io.Writer) io.WriteCloser {
+	z, _ := gzip.NewWriterLevel(w, gzip.DefaultCompression) // fails for levels that there are not
+	return z
+}
+
+// NewZstdWriter is [NewGzipWriter] for zstd.
+func NewZstdWriter(w io.Writer) io.WriteCloser {
+	z, _ := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedDefault)) // no option that can fail
+	return z
+}

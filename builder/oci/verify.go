@@ -1,0 +1,141 @@
+package oci
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"hash"
+	"io"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"coppice.dev/coppice/builder"
+	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/object"
+)
+
+// verified reads bytes and fails at their end, or before, if they are not those that want names.
+type verified struct {
+	r    io.Reader
+	h    hash.Hash
+	want v1.Hash
+	left int64 // bytes that must follow; -1 if that is not known
+}
+
+// newVerified checks the bytes of r, size of them or any number if size is -1. Errors: Invalid (the
+// digest is not one that is known).
+func newVerified(r io.Reader, want v1.Hash, size int64) (*verified, error) {
+	h, err := v1.Hasher(want.Algorithm)
+	if err != nil {
+		return nil, namespace.E(namespace.Invalid, "verify", want.String(), err)
+	}
+	return &verified{r, h, want, size}, nil
+}
+
+// Read implements io.Reader. Errors: Corrupt, those of the reader below.
+func (v *verified) Read(b []byte) (int, error) {
+	n, err := v.r.Read(b)
+	v.h.Write(b[:n])
+	if v.left >= 0 {
+		if v.left -= int64(n); v.left < 0 {
+			return n, v.corrupt("there are more bytes than were promised")
+		}
+	}
+	if err != nil && err != io.EOF && v.left == 0 && v.sum() != v.want.Hex {
+		return n, v.corrupt("the bytes have another digest") // as whoever reads below has noticed too
+	}
+	if err != io.EOF {
+		return n, err
+	}
+	if v.left > 0 {
+		return n, v.corrupt(fmt.Sprintf("%d bytes are missing", v.left))
+	}
+	if got := v.sum(); got != v.want.Hex {
+		return n, v.corrupt("the bytes have digest " + v.want.Algorithm + ":" + got)
+	}
+	return n, io.EOF
+}
+
+func (v *verified) sum() string { return fmt.Sprintf("%x", v.h.Sum(nil)) }
+
+func (v *verified) corrupt(why string) error {
+	return namespace.E(namespace.Corrupt, "verify", v.want.String(), fmt.Errorf("%s", why))
+}
+
+// layer returns layer n of an image, whose stored bytes are d and whose archive is diff.
+func layer(s source, n int, d v1.Descriptor, diff v1.Hash) builder.Layer {
+	name := fmt.Sprintf("layer %d (%s)", n, diff)
+	return builder.Layer{Name: name, Open: func(ctx context.Context) (io.ReadCloser, error) {
+		raw, err := s.blob(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		l, err := openLayer(raw, d, diff)
+		if err != nil {
+			raw.Close()
+			return nil, namespace.E(kindOf(err), "open", name, err)
+		}
+		return l, nil
+	}}
+}
+
+// layerReader reads a layer's archive: decompressed, and verified on both sides of that.
+type layerReader struct {
+	plain  *verified
+	stored io.Reader
+	close  []io.Closer
+}
+
+func openLayer(raw io.ReadCloser, d v1.Descriptor, diff v1.Hash) (*layerReader, error) {
+	var checked io.Reader = raw
+	if d.Digest.Hex != "" { // an archive of docker names only what layers hold
+		v, err := newVerified(raw, d.Digest, d.Size)
+		if err != nil {
+			return nil, err
+		}
+		checked = v
+	}
+	l := &layerReader{stored: bufio.NewReaderSize(checked, 1<<20), close: []io.Closer{raw}}
+	plain, err := decompress(l.stored.(*bufio.Reader))
+	if err != nil {
+		return nil, err
+	}
+	l.close = append(l.close, plain)
+	l.plain, err = newVerified(plain, diff, -1)
+	return l, err
+}
+
+// decompress tells a layer's compression by its first bytes, as container engines do.
+func decompress(r *bufio.Reader) (io.ReadCloser, error) {
+	head, err := r.Peek(4)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(head, []byte("\x1f\x8b")):
+		return object.NewGzipReader(r)
+	case bytes.HasPrefix(head, []byte("\x28\xb5\x2f\xfd")):
+		return object.NewZstdReader(r)
+	}
+	return io.NopCloser(r), nil
+}
+
+// Read implements io.Reader.
+func (l *layerReader) Read(b []byte) (int, error) {
+	n, err := l.plain.Read(b)
+	if err == io.EOF { // what follows the compressed stream counts for the digest
+		if _, rest := io.Copy(io.Discard, l.stored); rest != nil {
+			return n, rest
+		}
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (l *layerReader) Close() error {
+	for i := len(l.close) - 1; i >= 0; i-- {
+		l.close[i].Close()
+	}
+	return nil
+}
