@@ -60,7 +60,7 @@ func testAges(t *testing.T, s namespace.Store) {
 // times from before the renewal began.
 func testRenewOrMissing(t *testing.T, s namespace.Store) {
 	ctx, a := t.Context(), s.(namespace.Ager)
-	for i := range 200 {
+	for i := range 60 {
 		c := namespace.Classes()[i%len(namespace.Classes())]
 		b := Bytes(uint64(i), 100)
 		k := key(c, b)
@@ -71,7 +71,7 @@ func testRenewOrMissing(t *testing.T, s namespace.Store) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(time.Until(put.Add(5 * time.Millisecond)))
+		<-time.After(time.Until(put.Add(25 * time.Millisecond)))
 		var wg sync.WaitGroup
 		var renewed error
 		var gone bool
