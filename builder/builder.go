@@ -112,6 +112,7 @@ func Import(ctx context.Context, store namespace.Store, src Source, o Options) (
 	if err := tree.link(); err != nil {
 		return Result{}, err
 	}
+	known.renewed = newRenewer(store, namespace.Pack) // reading may have taken longer than a grace period
 	s := sealer{ctx: ctx, store: store, known: known}
 	if err := s.seal(tree.root); err != nil {
 		return Result{}, err
