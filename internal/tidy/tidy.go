@@ -21,7 +21,7 @@ var floors = map[string][]string{
 	"namespace/storetest": {"namespace"},
 	"internal/disk":       {"namespace"},
 	"internal/tidy":       {},
-	"builder":             {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
+	"builder":             {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "internal/disk"},
 	"cache":               {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
 	"fusefs":              {"namespace", "namespace/catalog"},
 	"rollout":             {"namespace", "namespace/trust"},
