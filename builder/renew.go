@@ -74,6 +74,23 @@ func Hold(ctx context.Context, store namespace.Store, root namespace.Digest) err
 	})
 }
 
+// HoldNamespace is [Hold] of all trees of the namespace version whose manifest is d, and of d.
+func HoldNamespace(ctx context.Context, store namespace.Store, d namespace.Digest) error {
+	m, err := readManifest(ctx, store, d)
+	if err != nil {
+		return collected(err)
+	}
+	for _, mount := range m.Mounts {
+		if err := Hold(ctx, store, mount.Tree); err != nil {
+			return err
+		}
+	}
+	if err := Hold(ctx, store, m.Root); err != nil {
+		return err
+	}
+	return collected(renew(ctx, store, namespace.Key{Class: namespace.Blob, Digest: d}))
+}
+
 // holdChunks holds what the locator of catalog c leads to. One that is missing or damaged holds
 // nothing: it is derived, and is made anew from the index by who needs it.
 func holdChunks(ctx context.Context, store namespace.Store, d namespace.Digest, c *catalog.Catalog, packs *renewer) error {

@@ -23,7 +23,7 @@ import (
 )
 
 func (a *app) originCommand() *cobra.Command {
-	return group("origin", "Make, serve and check an origin", a.originInit(), a.originServe(), a.originVerify())
+	return group("origin", "Make, serve and check an origin", a.originInit(), a.originServe(), a.originVerify(), a.originGC())
 }
 
 func (a *app) originInit() *cobra.Command {
