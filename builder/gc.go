@@ -194,7 +194,7 @@ func (c *collector) visit(ctx context.Context, at catalogAt) ([]catalogAt, error
 		}
 		if dir == nil || dir.pack != p.Pack {
 			if dir, err = c.dirs.get(ctx, p.Pack); err != nil {
-				if broken(err) == err {
+				if !damaged(err) {
 					return nil, err
 				}
 				whole[p.Pack], dir = err, nil
@@ -208,13 +208,21 @@ func (c *collector) visit(ctx context.Context, at catalogAt) ([]catalogAt, error
 	return nestedAt(cat, at), nil
 }
 
-// broken turns the errors of damaged data into Corrupt, and leaves others.
-func broken(err error) error {
+// damaged reports whether err says that stored data is missing or not what it should be.
+func damaged(err error) bool {
 	switch namespace.KindOf(err) {
 	case namespace.NotExist, namespace.Limit, namespace.Invalid, namespace.Corrupt:
-		return namespace.E(namespace.Corrupt, "", "", err)
+		return true
 	}
-	return err
+	return false
+}
+
+// broken turns the errors of damaged data into Corrupt, and leaves others.
+func broken(err error) error {
+	if !damaged(err) {
+		return err
+	}
+	return namespace.E(namespace.Corrupt, "", "", err)
 }
 
 func (c *collector) markPlaces(live map[*packDir][]object.Place, whole map[namespace.Digest]error) {

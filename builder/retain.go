@@ -21,6 +21,9 @@ type Policy struct {
 	All bool
 	// Only, if set, chooses the names that count at all.
 	Only func(namespace.RefName) bool
+	// Bad, if set, is told of a record or manifest that is damaged or may not be believed, which is
+	// then passed over; else it is Retain's error.
+	Bad func(n namespace.RefName, err error)
 }
 
 // NamedRoot is the root catalog of a version, and what people call it: NAME@N, or a channel.
@@ -61,7 +64,8 @@ func (p Policy) Retain(ctx context.Context, refs trust.Refs, from namespace.Fetc
 			if p.Only != nil && !p.Only(namespace.RefName{Kind: kind.name, Name: name}) {
 				continue
 			}
-			if err := kind.add(ctx, name); err != nil {
+			r.name = namespace.RefName{Kind: kind.name, Name: name}
+			if err := r.note(kind.add(ctx, name)); err != nil {
 				return r.Retained, err
 			}
 		}
@@ -74,7 +78,21 @@ type retaining struct {
 	Retained
 	refs      trust.Refs
 	from      namespace.Fetcher
+	name      namespace.RefName         // being read
 	manifests map[namespace.Digest]bool // those looked at; false: not there
+}
+
+// note tells Bad of err, if it is one of the data.
+func (r *retaining) note(err error) error {
+	if err == nil || r.Bad == nil {
+		return err
+	}
+	switch namespace.KindOf(err) {
+	case namespace.Canceled, namespace.Unavailable, namespace.Internal:
+		return err
+	}
+	r.Bad(r.name, err)
+	return nil
 }
 
 // counts reports whether number age of a name's versions, 0 being the newest, counts; replaced is
@@ -119,7 +137,8 @@ func (r *retaining) namespace(ctx context.Context, name string) error {
 			r.Dropped = append(r.Dropped, v.Manifest)
 			continue
 		}
-		if err := r.manifest(ctx, v.Manifest, namespace.Version{Name: name, N: v.N}.String(), i+1 == len(ns.Versions)); err != nil {
+		err := r.manifest(ctx, v.Manifest, namespace.Version{Name: name, N: v.N}.String(), i+1 == len(ns.Versions))
+		if err := r.note(err); err != nil {
 			return err
 		}
 	}
@@ -138,7 +157,7 @@ func (r *retaining) channel(ctx context.Context, name string) error {
 			r.Blobs = append(r.Blobs, ptr.Prev)
 		}
 		if r.counts(age, replaced) {
-			failed = r.manifest(ctx, ptr.Manifest, "channel "+name, age == 0)
+			failed = r.note(r.manifest(ctx, ptr.Manifest, "channel "+name, age == 0))
 		}
 		age, replaced = age+1, ptr.Issued
 		return failed == nil
