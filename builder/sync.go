@@ -362,16 +362,19 @@ func (s *syncer) lacks(ctx context.Context, l *object.Locator) (missing []namesp
 	return missing, nil
 }
 
-// delta copies the delta of a catalog if the source has one that differs in size. What is in it is
+// delta copies the delta of a catalog if dst has none, or one that differs in size, as far as the
+// source tells sizes. What is in it is
 // verified by who applies it.
 func (s *syncer) delta(ctx context.Context, d namespace.Digest) error {
 	k := namespace.Key{Class: namespace.Delta, Digest: d}
 	size, err := s.dst.Stat(ctx, k)
 	if err == nil {
-		if st, ok := s.src.(stater); ok {
-			if there, err := st.Stat(ctx, k); err != nil || there == size || there < 0 {
-				return renew(ctx, s.dst, k)
-			}
+		st, ok := s.src.(stater)
+		if !ok {
+			return renew(ctx, s.dst, k)
+		}
+		if there, err := st.Stat(ctx, k); err != nil || there == size || there < 0 {
+			return renew(ctx, s.dst, k)
 		}
 	} else if !namespace.IsKind(err, namespace.NotExist) {
 		return err
