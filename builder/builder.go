@@ -1,5 +1,5 @@
 // Package builder turns trees into objects: it imports directories and tar archives, composes
-// namespaces, and verifies what an origin or a directory holds.
+// namespaces, verifies what an origin or a directory holds, collects garbage and mirrors origins.
 //
 // # From tree to objects
 //
@@ -16,6 +16,15 @@
 // Packs are stored first, then the index segment that covers them, then locators and catalogs,
 // children before parents. The caller writes the ref last (invariant N2). A crash at any point
 // leaves packs that no index covers; the next import reads their directories and uses them.
+//
+// # Garbage
+//
+// [Collect] may run at any time. Whoever builds on an object that it did not write renews it first:
+// importers the packs of known chunks, and catalogs and locators that are there; [Compose] and
+// whoever points at an old version all of its tree, by [Hold]. Collect deletes what the refs did not name
+// when it last looked and what is older than the grace period, and a renewal and a deletion of one
+// object exclude each other. So an object that a later ref names was either renewed in time, or its
+// builder was told that it is missing, and wrote it again. docs/decisions/0005 has the whole argument.
 package builder
 
 import (
@@ -114,6 +123,7 @@ func Import(ctx context.Context, store namespace.Store, src Source, o Options) (
 	if err := tree.link(ctx); err != nil {
 		return Result{}, err
 	}
+	known.renewed = newRenewer(store, namespace.Pack) // reading may have taken longer than a grace period
 	s := sealer{ctx: ctx, store: store, known: known}
 	if err := s.seal(tree.root); err != nil {
 		return Result{}, err

@@ -59,8 +59,7 @@ func TestImportReadsChangedFilesAgain(t *testing.T) {
 	if len(warned) != len(after) {
 		t.Errorf("warned of %v", warned)
 	}
-	load := catalog.LoaderFunc((&verifier{store: store}).load)
-	err = VerifyDir(t.Context(), load, r.Root, DirSource{Path: dir}, Options{}, func(c catalog.Change) error {
+	err = VerifyDir(t.Context(), NewStored(store), r.Root, DirSource{Path: dir}, Options{}, func(c catalog.Change) error {
 		t.Errorf("%s differs: %v", c.Path, c.What)
 		return nil
 	})

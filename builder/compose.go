@@ -43,7 +43,12 @@ func Compose(ctx context.Context, store namespace.Store, loader catalog.Loader, 
 		return root, 0, 0, err
 	}
 	for _, i := range order {
-		if err := c.mount(mounts[i]); err != nil {
+		// Held before it is read: it may be a version that is about to be collected.
+		err := Hold(ctx, store, mounts[i].Tree)
+		if err == nil {
+			err = c.mount(mounts[i])
+		}
+		if err != nil {
 			return root, 0, 0, mountError(i, mounts[i].Path, err)
 		}
 	}
@@ -289,7 +294,10 @@ func (c *composer) search(d namespace.Digest) (object.Place, error) {
 		}
 		c.known = k
 	}
-	p, ok := c.known.place(d)
+	p, ok, err := c.known.place(c.ctx, d)
+	if err != nil {
+		return p, err
+	}
 	if !ok {
 		return p, namespace.E(namespace.Corrupt, "compose", "chunk "+d.String(), fmt.Errorf("no pack holds it"))
 	}

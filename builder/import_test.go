@@ -438,3 +438,11 @@ func (f *forgetful) Put(ctx context.Context, k namespace.Key, b []byte) error {
 	f.bytes += len(b)
 	return nil
 }
+
+// Renew implements namespace.Ager: packs are as good as there.
+func (f *forgetful) Renew(ctx context.Context, k namespace.Key) error {
+	if k.Class == namespace.Pack {
+		return nil
+	}
+	return f.Mem.Renew(ctx, k)
+}

@@ -27,6 +27,7 @@ const (
 // what this import adds.
 type known struct {
 	packs    map[namespace.Digest]bool // all packs there were when it was loaded; immutable
+	renewed  *renewer                  // of packs: those that were asked for, and whether they still are there
 	segments []segment
 	// claimsNothing makes every chunk an old one: for reading a tree without storing it.
 	claimsNothing bool
@@ -49,6 +50,7 @@ type segment struct {
 func loadKnown(ctx context.Context, store namespace.Store, warn func(path, reason string)) (*known, error) {
 	k := &known{
 		packs:   map[namespace.Digest]bool{},
+		renewed: newRenewer(store, namespace.Pack),
 		claimed: map[namespace.Digest]object.Place{},
 		fresh:   map[namespace.Digest]bool{},
 	}
@@ -129,34 +131,44 @@ func (k *known) loadSegments(ctx context.Context, store namespace.Store) error {
 	return nil
 }
 
-// claim reports whether chunk d is new, and makes it known.
-func (k *known) claim(d namespace.Digest) bool {
+// claim reports whether chunk d is new, and makes it known. A chunk is old only if the pack that
+// holds it could be renewed, so that no garbage collection takes it away before there is a ref.
+func (k *known) claim(ctx context.Context, d namespace.Digest) (bool, error) {
 	if k.claimsNothing {
-		return false
+		return false, nil
 	}
 	k.mu.Lock()
-	_, ok := k.claimed[d]
+	p, ok := k.claimed[d]
 	k.mu.Unlock()
-	if ok {
-		return false
+	if ok && p.IsZero() {
+		return false, nil // of this import
 	}
-	if _, ok := k.indexed(d); ok {
-		return false
+	if ok {
+		if there, err := k.renewed.has(ctx, p.Pack); err != nil || there {
+			return false, err
+		}
+	}
+	if _, ok, err := k.indexed(ctx, d); err != nil || ok {
+		return false, err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.claimed[d] = object.Place{}
-	return true
+	return true, nil
 }
 
-// indexed finds d in a pack that is there.
-func (k *known) indexed(d namespace.Digest) (object.Place, bool) {
+// indexed finds d in a pack that is there, and stays.
+func (k *known) indexed(ctx context.Context, d namespace.Digest) (object.Place, bool, error) {
 	for _, s := range k.segments {
-		if p, ok := s.index.Lookup(d); ok && k.packs[p.Pack] {
-			return p, true
+		p, ok := s.index.Lookup(d)
+		if !ok || !k.packs[p.Pack] {
+			continue
+		}
+		if ok, err := k.renewed.has(ctx, p.Pack); err != nil || ok {
+			return p, ok, err
 		}
 	}
-	return object.Place{}, false
+	return object.Place{}, false, nil
 }
 
 // learn records where the chunks of a pack are.
@@ -177,15 +189,18 @@ func placeOf(pack namespace.Digest, f object.Frame, c object.FrameChunk) object.
 	}
 }
 
-// has reports whether a pack is there. Not to be called while the pipeline runs.
+// has reports whether a pack was there when it was looked for. Not to be called while the pipeline
+// runs.
 func (k *known) has(pack namespace.Digest) bool { return k.packs[pack] || k.fresh[pack] }
 
-// place returns where chunk d is. Not to be called while the pipeline runs.
-func (k *known) place(d namespace.Digest) (object.Place, bool) {
+// place returns where chunk d is, in a pack that stays. Not to be called while the pipeline runs.
+func (k *known) place(ctx context.Context, d namespace.Digest) (object.Place, bool, error) {
 	if p, ok := k.claimed[d]; ok && !p.IsZero() {
-		return p, true
+		if ok, err := k.renewed.has(ctx, p.Pack); err != nil || ok {
+			return p, ok, err
+		}
 	}
-	return k.indexed(d)
+	return k.indexed(ctx, d)
 }
 
 // save writes a segment that covers the packs that none covers, and merges segments when they

@@ -243,7 +243,14 @@ func (p *pipeline) take(pc parcel) error {
 		end += e.hole + uint64(len(e.data))
 		e.node.Chunks = append(e.node.Chunks, catalog.Chunk{Digest: e.digest, End: end})
 		bytes += e.hole + uint64(len(e.data))
-		if len(e.data) > 0 && p.known.claim(e.digest) {
+		if len(e.data) == 0 {
+			continue
+		}
+		fresh, err := p.known.claim(p.ctx, e.digest)
+		if err != nil {
+			return err
+		}
+		if fresh {
 			p.result.NewChunks++
 			p.result.NewBytes += uint64(len(e.data))
 			if err := p.lay.add(e.digest, e.data); err != nil {

@@ -1,7 +1,6 @@
 package builder
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 
@@ -44,7 +43,7 @@ func (s *sealer) emit(b []byte, _ *catalog.Node) (namespace.Digest, error) {
 		return d, err
 	}
 	key := namespace.Key{Class: namespace.Blob, Digest: d}
-	switch _, err := s.store.Stat(s.ctx, key); {
+	switch err := renew(s.ctx, s.store, key); {
 	case err == nil:
 		return d, nil
 	case !namespace.IsKind(err, namespace.NotExist):
@@ -54,15 +53,23 @@ func (s *sealer) emit(b []byte, _ *catalog.Node) (namespace.Digest, error) {
 	return d, s.store.Put(s.ctx, key, object.EncodeBlob(b))
 }
 
-// locate stores the locator of catalog c, unless one is there whose packs all exist.
+// locate stores the locator of catalog c, unless one is there whose packs all exist, and stay.
 func (s *sealer) locate(d namespace.Digest, c *catalog.Catalog) error {
 	key := namespace.Key{Class: namespace.Locator, Digest: d}
 	old, err := getAll(s.ctx, s.store, key, namespace.LocatorBytesMax)
 	if err != nil && !namespace.IsKind(err, namespace.NotExist) && !namespace.IsKind(err, namespace.Limit) {
 		return err
 	}
-	if err == nil && s.usable(old, c) {
-		return nil
+	if err == nil {
+		ok, err := s.usable(old, c)
+		if err != nil {
+			return err
+		}
+		if ok {
+			if err := renew(s.ctx, s.store, key); !namespace.IsKind(err, namespace.NotExist) {
+				return err
+			}
+		}
 	}
 	places := make([]object.Place, c.NumChunks())
 	for i := range places {
@@ -70,34 +77,29 @@ func (s *sealer) locate(d namespace.Digest, c *catalog.Catalog) error {
 		if ch.Hole() {
 			continue
 		}
-		p, ok := s.known.place(ch.Digest)
-		if !ok {
-			return namespace.E(namespace.Internal, "locate chunk", ch.Digest.String(), fmt.Errorf("stored nowhere"))
+		p, ok, err := s.known.place(s.ctx, ch.Digest)
+		if err != nil {
+			return err
+		}
+		if !ok { // it was when the chunk was read: that is longer ago than the grace period
+			err := namespace.E(namespace.Unavailable, "locate chunk", ch.Digest.String(), fmt.Errorf("its pack was collected meanwhile"))
+			return namespace.WithHint(err, "import again; `coppice origin gc --grace` must be longer than any import takes")
 		}
 		places[i] = p
 	}
-	b := object.EncodeLocator(places)
-	if bytes.Equal(b, old) {
-		return nil
-	}
-	return s.store.Put(s.ctx, key, b)
+	return s.store.Put(s.ctx, key, object.EncodeLocator(places))
 }
 
-// usable reports whether a stored locator still leads to every chunk of c.
-func (s *sealer) usable(stored []byte, c *catalog.Catalog) bool {
-	l, err := object.OpenLocator(stored)
-	if err != nil || l.Len() != c.NumChunks() {
-		return false
+// usable reports whether a stored locator still leads to every chunk of c, and will.
+func (s *sealer) usable(stored []byte, c *catalog.Catalog) (bool, error) {
+	l, err := openLocatorOf(namespace.Key{Class: namespace.Locator}, stored, c)
+	if err != nil {
+		return false, nil // damaged: it is replaced
 	}
 	for _, d := range l.Packs() {
-		if !s.known.has(d) {
-			return false
+		if ok, err := s.known.renewed.has(s.ctx, d); err != nil || !ok {
+			return false, err
 		}
 	}
-	for i := range l.Len() {
-		if c.Chunk(i).Hole() != l.Place(i).IsZero() {
-			return false
-		}
-	}
-	return true
+	return true, nil
 }

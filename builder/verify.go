@@ -2,9 +2,11 @@ package builder
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -16,6 +18,14 @@ import (
 
 // VerifyOptions of [VerifyStore]. The zero value is the default.
 type VerifyOptions struct {
+	// Quick follows references and checks sizes, and reads catalogs, locators and the directories of
+	// packs, but no content.
+	Quick bool
+	// Names are what people call the roots. With them faults say which versions need what is
+	// damaged, and a version that a collection dropped is no fault.
+	Names []NamedRoot
+	// Total, if set, is told how many objects and stored bytes there are to read, once, beforehand.
+	Total func(objects, bytes uint64)
 	// Progress, if set, is told the objects and stored bytes read so far. From one goroutine at
 	// a time.
 	Progress func(objects, bytes uint64)
@@ -24,25 +34,54 @@ type VerifyOptions struct {
 	Problem func(subject string, err error)
 }
 
+// Fault is an object that is damaged or missing. Path is where in a tree it was met, "" for a root
+// or for an object that was looked at by itself. Needs are the names of versions that need it, from
+// VerifyOptions.Names; nobody does if it is empty and names were given.
+type Fault struct {
+	Class  string           `json:"class"`
+	Digest namespace.Digest `json:"digest"`
+	Path   string           `json:"path,omitempty"`
+	Kind   string           `json:"kind"`
+	Reason string           `json:"reason"`
+	Needs  []string         `json:"needs"`
+}
+
 // VerifyReport says what [VerifyStore] found.
 type VerifyReport struct {
 	Objects, Bytes uint64 // read, stored size
 	Catalogs       uint64 // reachable from the roots
 	Chunks         uint64 // references to chunks that were followed
 	Problems       uint64
+	Faults         []Fault  // the first 10,000 problems
+	Dropped        []string // versions whose root is missing, and that are not the newest of their name
 }
+
+// faultsMax bounds the faults that are kept: whoever has more needs a back-up, not a list.
+const faultsMax = 10_000
 
 // VerifyStore reads every object of store and follows every reference from roots: bytes are those
 // that names promise, every frame decodes, every chunk has its digest, every catalog opens and
 // every locator leads to every chunk. Problems are reported, not returned; the error is for what
-// prevented the check. Kinds: those of the store but NotExist, Canceled.
+// prevented the check. Memory: a digest for each catalog and each of its references, the largest
+// segment of the index, and bounded caches. Kinds: those of the store but NotExist, Canceled.
 func VerifyStore(ctx context.Context, store namespace.Store, roots []namespace.Digest, o VerifyOptions) (VerifyReport, error) {
-	v := &verifier{ctx: ctx, store: store, o: o, packs: map[namespace.Digest]*packChunks{}}
+	v := &verifier{ctx: ctx, store: store, o: o, dirs: newPackDirs(store), bad: map[namespace.Digest]*badChunks{},
+		faults: map[namespace.Key]int{}, hits: map[namespace.Digest][]int{}, below: map[namespace.Digest][]namespace.Digest{}}
+	content := func(class namespace.Class, check func(namespace.Key, []byte) error) func() error {
+		return func() error {
+			if o.Quick {
+				return nil
+			}
+			return v.each(class, check)
+		}
+	}
 	for _, step := range []func() error{
-		func() error { return v.each(namespace.Pack, v.pack) },
-		func() error { return v.each(namespace.Index, v.index) },
-		func() error { return v.each(namespace.Blob, v.blob) },
+		v.total,
+		content(namespace.Pack, v.pack),
+		content(namespace.Index, v.index),
+		content(namespace.Blob, v.blob),
 		func() error { return v.trees(roots) },
+		v.blame,
 	} {
 		if err := step(); err != nil {
 			return v.report, err
@@ -55,32 +94,71 @@ type verifier struct {
 	ctx   context.Context
 	store namespace.Store
 	o     VerifyOptions
+	dirs  *packDirs
 
 	mu     sync.Mutex // guards what follows, and calls of o
 	report VerifyReport
-	packs  map[namespace.Digest]*packChunks
+	bad    map[namespace.Digest]*badChunks         // of packs
+	faults map[namespace.Key]int                   // index in report.Faults
+	hits   map[namespace.Digest][]int              // faults that a catalog needs to be without
+	below  map[namespace.Digest][]namespace.Digest // catalogs that one refers to
 }
 
-// packChunks is what a pack was found to hold: only chunks whose digest was checked.
-type packChunks struct{ at map[spot]namespace.Digest }
-
-// spot is a place without its pack.
-type spot struct {
-	frameOff, frameLen, plain, off uint32
-	codec                          object.Codec
+// badChunks are the chunks of a pack that are not what its directory says; whole: so many that they
+// are not told apart.
+type badChunks struct {
+	at    map[object.Place]bool
+	whole bool
 }
 
-func spotOf(p object.Place) spot {
-	return spot{uint32(p.FrameOff), p.FrameLen, p.FramePlain, p.Off, p.Codec}
-}
+// badMax bounds the damaged chunks that are remembered of one pack.
+const badMax = 4096
 
-func (v *verifier) problem(subject string, err error) {
+// fault reports that k is damaged, once for each object.
+func (v *verifier) fault(k namespace.Key, path, subject string, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.faultLocked(k, path, subject, err)
+}
+
+func (v *verifier) faultLocked(k namespace.Key, path, subject string, err error) int {
+	if i, ok := v.faults[k]; ok {
+		return i
+	}
+	i := len(v.report.Faults)
 	v.report.Problems++
+	if i < faultsMax {
+		v.faults[k] = i
+		v.report.Faults = append(v.report.Faults, Fault{Class: k.Class.String(), Digest: k.Digest, Path: path,
+			Kind: namespace.KindOf(err).String(), Reason: err.Error(), Needs: []string{}})
+	}
 	if v.o.Problem != nil {
 		v.o.Problem(subject, err)
 	}
+	return i
+}
+
+// total counts what is to be read.
+func (v *verifier) total() error {
+	if v.o.Total == nil {
+		return nil
+	}
+	classes := []namespace.Class{namespace.Pack, namespace.Index, namespace.Blob}
+	if v.o.Quick {
+		classes = []namespace.Class{namespace.Blob, namespace.Locator}
+	}
+	var objects, bytes uint64
+	for _, class := range classes {
+		err := v.store.List(v.ctx, class, func(_ namespace.Key, size int64) error {
+			objects, bytes = objects+1, bytes+uint64(size)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	v.o.Total(objects, bytes)
+	return nil
 }
 
 // each reads all objects of a class and has check look at them, some at a time.
@@ -89,14 +167,15 @@ func (v *verifier) each(class namespace.Class, check func(namespace.Key, []byte)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	err := v.store.List(ctx, class, func(k namespace.Key, size int64) error {
 		group.Go(func() error {
-			b, err := v.get(ctx, k)
-			if err != nil || b == nil {
-				return err
+			b, err := getAll(ctx, v.store, k, objectBytesMax[k.Class])
+			if err == nil {
+				v.read(len(b))
+				err = check(k, b)
 			}
-			if err := check(k, b); err != nil {
-				v.problem(k.String(), err)
+			if namespace.IsKind(err, namespace.NotExist) {
+				return nil // collected meanwhile; if not, who needs it says so
 			}
-			return nil
+			return v.tell(k, "", k.String(), err)
 		})
 		return ctx.Err()
 	})
@@ -109,27 +188,27 @@ func (v *verifier) each(class namespace.Class, check func(namespace.Key, []byte)
 var objectBytesMax = map[namespace.Class]int64{
 	namespace.Blob: namespace.CatalogBytesMax, namespace.Pack: namespace.PackBytesMax,
 	namespace.Locator: namespace.LocatorBytesMax, namespace.Index: namespace.IndexBytesMax,
+	namespace.Delta: namespace.CatalogBytesMax,
 }
 
-// get returns an object's bytes, or nil if that is a problem, which is then reported.
-func (v *verifier) get(ctx context.Context, k namespace.Key) ([]byte, error) {
-	b, err := getAll(ctx, v.store, k, objectBytesMax[k.Class])
-	switch {
-	case err == nil:
-	case namespace.IsKind(err, namespace.NotExist), namespace.IsKind(err, namespace.Corrupt), namespace.IsKind(err, namespace.Limit):
-		v.problem(k.String(), err)
-		return nil, nil
-	default:
-		return nil, err
-	}
+// read counts an object.
+func (v *verifier) read(size int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.report.Objects++
-	v.report.Bytes += uint64(len(b))
+	v.report.Bytes += uint64(size)
 	if v.o.Progress != nil {
 		v.o.Progress(v.report.Objects, v.report.Bytes)
 	}
-	return b, nil
+}
+
+// tell reports err as a fault of k if it is one of the stored data; else it returns it.
+func (v *verifier) tell(k namespace.Key, path, subject string, err error) error {
+	if err == nil || !damaged(err) {
+		return err
+	}
+	v.fault(k, path, subject, err)
+	return nil
 }
 
 func checkDigest(k namespace.Key, b []byte) error {
@@ -142,46 +221,40 @@ func checkDigest(k namespace.Key, b []byte) error {
 // pack checks a pack, every frame and every chunk in it.
 func (v *verifier) pack(k namespace.Key, b []byte) error {
 	err := checkDigest(k, b)
-	frames, bad := object.ReadPackDirectory(bytes.NewReader(b), int64(len(b)))
+	frames, failed := object.ReadPackDirectory(bytes.NewReader(b), int64(len(b)))
 	if err == nil {
-		err = bad
+		err = failed
 	}
-	held := &packChunks{at: map[spot]namespace.Digest{}}
+	bad := &badChunks{at: map[object.Place]bool{}}
 	var plain []byte
 	for _, f := range frames {
 		var failed error
-		if plain, failed = object.DecodeFrame(plain, b[f.Off:f.Off+int64(f.Len)], f.Codec, int(f.Plain)); failed != nil {
-			err = fmt.Errorf("frame at %d: %w", f.Off, failed)
-			continue
+		plain, failed = object.DecodeFrame(plain, b[f.Off:f.Off+int64(f.Len)], f.Codec, int(f.Plain))
+		if failed != nil {
+			err = namespace.E(namespace.Corrupt, "verify", k.String(), fmt.Errorf("frame at %d: %w", f.Off, failed))
 		}
 		for _, c := range f.Chunks {
-			if namespace.Sum(plain[c.Off:c.Off+c.Len]) != c.Digest {
-				err = namespace.E(namespace.Corrupt, "verify", k.String(), fmt.Errorf("chunk %v at %d+%d", c.Digest, f.Off, c.Off))
+			if failed == nil && namespace.Sum(plain[c.Off:c.Off+c.Len]) == c.Digest {
 				continue
 			}
-			held.at[spotOf(placeOf(k.Digest, f, c))] = c.Digest
+			if failed == nil {
+				err = namespace.E(namespace.Corrupt, "verify", k.String(), fmt.Errorf("chunk %v at %d+%d", c.Digest, f.Off, c.Off))
+			}
+			if bad.at[placeOf(k.Digest, f, c)] = true; len(bad.at) > badMax {
+				bad.whole, bad.at = true, map[object.Place]bool{}
+			}
 		}
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.packs[k.Digest] = held
+	if len(bad.at) > 0 || bad.whole {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.bad[k.Digest] = bad
+	}
 	return err
 }
 
-// holds returns an error unless place holds chunk d.
-func (v *verifier) holds(p object.Place, d namespace.Digest) error {
-	held := v.packs[p.Pack]
-	if held == nil {
-		return namespace.E(namespace.NotExist, "verify", "pack "+p.Pack.String(), fmt.Errorf("chunk %v is said to be in it", d))
-	}
-	if held.at[spotOf(p)] != d {
-		return namespace.E(namespace.Corrupt, "verify", "pack "+p.Pack.String(),
-			fmt.Errorf("chunk %v is not at %d+%d", d, p.FrameOff, p.Off))
-	}
-	return nil
-}
-
-// index checks a segment. Packs that are gone may still be in it.
+// index checks a segment: every record leads to its chunk. Packs that are gone may still be in it.
+// Records are looked up in the order of packs, or each would read a directory.
 func (v *verifier) index(k namespace.Key, b []byte) error {
 	if err := checkDigest(k, b); err != nil {
 		return err
@@ -190,12 +263,29 @@ func (v *verifier) index(k namespace.Key, b []byte) error {
 	if err != nil {
 		return err
 	}
-	for r := range x.Records() {
-		if v.packs[r.Place.Pack] == nil {
-			continue
+	order := make([]uint32, x.Len())
+	for i := range order {
+		order[i] = uint32(i)
+	}
+	slices.SortFunc(order, func(i, j uint32) int {
+		a, b := x.Record(int(i)).Place, x.Record(int(j)).Place
+		return cmp.Or(bytes.Compare(a.Pack[:], b.Pack[:]), cmp.Compare(a.FrameOff, b.FrameOff), cmp.Compare(a.Off, b.Off))
+	})
+	var pack namespace.Digest
+	var dir *packDir
+	for _, i := range order {
+		r := x.Record(int(i))
+		if r.Place.Pack != pack {
+			pack = r.Place.Pack
+			if dir, err = v.dirs.get(v.ctx, pack); err != nil && !damaged(err) {
+				return err
+			}
 		}
-		if err := v.holds(r.Place, r.Digest); err != nil {
-			return err
+		if dir == nil {
+			continue // gone, or damaged: that is the pack's fault
+		}
+		if _, c, ok := dir.find(r.Place); !ok || c.Digest != r.Digest {
+			return corrupt(k, "chunk %v is not at %d+%d of pack %v", r.Digest, r.Place.FrameOff, r.Place.Off, pack)
 		}
 	}
 	return nil
@@ -208,121 +298,155 @@ func (v *verifier) blob(k namespace.Key, b []byte) error {
 
 // trees follows everything from roots, each catalog once.
 func (v *verifier) trees(roots []namespace.Digest) error {
-	seen := map[namespace.Digest]bool{}
+	var starts []catalogAt
+	dropped := map[namespace.Digest]bool{}
+	for _, n := range v.o.Names {
+		was, ok := dropped[n.Root]
+		dropped[n.Root] = (was || !ok) && !n.Newest
+	}
 	for _, root := range roots {
-		todo := []treeCatalog{{digest: root}}
-		for len(todo) > 0 {
-			if err := v.ctx.Err(); err != nil {
-				return namespace.E(namespace.KindOf(err), "verify", root.String(), err)
-			}
-			next := todo[len(todo)-1]
-			todo = todo[:len(todo)-1]
-			if seen[next.digest] {
+		if dropped[root] {
+			_, err := v.store.Stat(v.ctx, namespace.Key{Class: namespace.Blob, Digest: root})
+			if dropped[root] = namespace.IsKind(err, namespace.NotExist); dropped[root] {
 				continue
 			}
-			seen[next.digest] = true
-			below, err := v.catalog(next)
-			if err != nil {
-				return err
-			}
-			todo = append(todo, below...)
+		}
+		starts = append(starts, catalogAt{digest: root})
+	}
+	for _, n := range v.o.Names {
+		if dropped[n.Root] {
+			v.report.Dropped = append(v.report.Dropped, n.Name)
 		}
 	}
-	return nil
-}
-
-// treeCatalog is a catalog and where it was met.
-type treeCatalog struct {
-	digest namespace.Digest
-	path   string
+	slices.Sort(v.report.Dropped)
+	v.report.Dropped = slices.Compact(v.report.Dropped)
+	return newCrawl().run(v.ctx, starts, v.catalog)
 }
 
 // catalog checks one catalog with its locator and returns those it refers to.
-func (v *verifier) catalog(t treeCatalog) ([]treeCatalog, error) {
-	subject := fmt.Sprintf("catalog %v at /%s", t.digest, t.path)
-	c, err := v.load(v.ctx, t.digest)
+func (v *verifier) catalog(ctx context.Context, at catalogAt) ([]catalogAt, error) {
+	subject := fmt.Sprintf("catalog %v at /%s", at.digest, at.path)
+	k := namespace.Key{Class: namespace.Blob, Digest: at.digest}
+	c, err := loadCatalog(ctx, v.store, at.digest)
 	if err != nil {
-		return nil, v.tell(subject, err)
+		return nil, v.hit(at, k, subject, err)
 	}
+	if v.o.Quick {
+		v.read(0)
+	}
+	if err := v.locator(ctx, at, c); err != nil {
+		return nil, err
+	}
+	below := nestedAt(c, at)
 	v.mu.Lock()
 	v.report.Catalogs++
-	v.mu.Unlock()
-	if err := v.locator(t.digest, c); err != nil {
-		if err := v.tell(subject, err); err != nil {
-			return nil, err
-		}
+	for _, b := range below {
+		v.below[at.digest] = append(v.below[at.digest], b.digest)
 	}
-	var below []treeCatalog
-	loader := catalog.LoaderFunc(v.load)
-	paths := map[int]string{0: t.path}
+	v.mu.Unlock()
+	loader := catalog.LoaderFunc(func(ctx context.Context, d namespace.Digest) (*catalog.Catalog, error) {
+		return loadCatalog(ctx, v.store, d)
+	})
 	for i := range c.Len() {
-		for lo, hi := c.Children(i); lo < hi; lo++ {
-			if e := c.Entry(lo); e.Type == catalog.Dir {
-				paths[lo] = catalog.Join(paths[i], e.Name)
-			}
-		}
 		ref, ok := c.Nested(i)
 		if !ok {
 			continue
 		}
-		if _, err := c.Enter(v.ctx, loader, i); err != nil {
-			if err := v.tell(fmt.Sprintf("catalog %v at /%s", ref.Digest, paths[i]), err); err != nil {
+		if _, err := c.Enter(ctx, loader, i); err != nil {
+			path := catalog.Join(at.path, pathIn(c, i))
+			k := namespace.Key{Class: namespace.Blob, Digest: ref.Digest}
+			err := v.hit(catalogAt{at.digest, path, at.root}, k, fmt.Sprintf("catalog %v at /%s", ref.Digest, path), err)
+			if err != nil {
 				return nil, err
 			}
-			continue
 		}
-		below = append(below, treeCatalog{ref.Digest, paths[i]})
 	}
 	return below, nil
 }
 
-// tell reports err as a problem if it is one of the stored data; else it returns it.
-func (v *verifier) tell(subject string, err error) error {
-	switch namespace.KindOf(err) {
-	case namespace.NotExist, namespace.Corrupt, namespace.Limit, namespace.Invalid:
-		v.problem(subject, err)
-		return nil
+// hit reports err as a fault of k that the catalog at a place suffers from, or returns it.
+func (v *verifier) hit(at catalogAt, k namespace.Key, subject string, err error) error {
+	if err == nil || !damaged(err) {
+		return err
 	}
-	return err
-}
-
-func (v *verifier) load(ctx context.Context, d namespace.Digest) (*catalog.Catalog, error) {
-	stored, err := getAll(ctx, v.store, namespace.Key{Class: namespace.Blob, Digest: d}, namespace.CatalogBytesMax)
-	if err != nil {
-		return nil, err
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	i := v.faultLocked(k, at.path, subject, err)
+	if !slices.Contains(v.hits[at.digest], i) {
+		v.hits[at.digest] = append(v.hits[at.digest], i)
 	}
-	b, err := object.DecodeBlob(stored, d, namespace.CatalogBytesMax)
-	if err != nil {
-		return nil, err
-	}
-	return catalog.Open(b)
+	return nil
 }
 
 // locator checks that every chunk of c is where its locator says.
-func (v *verifier) locator(d namespace.Digest, c *catalog.Catalog) error {
-	k := namespace.Key{Class: namespace.Locator, Digest: d}
-	stored, err := getAll(v.ctx, v.store, k, namespace.LocatorBytesMax)
+func (v *verifier) locator(ctx context.Context, at catalogAt, c *catalog.Catalog) error {
+	k := namespace.Key{Class: namespace.Locator, Digest: at.digest}
+	subject := fmt.Sprintf("catalog %v at /%s", at.digest, at.path)
+	l, err := loadLocator(ctx, v.store, at.digest, c)
 	if err != nil {
-		return err
+		return v.hit(at, k, subject, err)
 	}
-	l, err := object.OpenLocator(stored)
-	if err != nil {
-		return err
-	}
-	if l.Len() != c.NumChunks() {
-		return namespace.E(namespace.Corrupt, "verify", k.String(), fmt.Errorf("%d places for %d chunks", l.Len(), c.NumChunks()))
-	}
+	var dir *packDir
+	failed := map[namespace.Digest]bool{}
 	for i := range l.Len() {
-		ch, p := c.Chunk(i), l.Place(i)
-		if ch.Hole() && p.IsZero() {
+		p := l.Place(i)
+		if p.IsZero() || failed[p.Pack] {
 			continue
 		}
-		if err := v.holds(p, ch.Digest); err != nil {
-			return err
+		pack := namespace.Key{Class: namespace.Pack, Digest: p.Pack}
+		if dir == nil || dir.pack != p.Pack {
+			if dir, err = v.dirs.get(ctx, p.Pack); err != nil {
+				dir, failed[p.Pack] = nil, true
+				if err := v.hit(at, pack, pack.String(), err); err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		d := c.Chunk(i).Digest
+		if _, found, ok := dir.find(p); !ok || found.Digest != d || uint64(found.Len) != c.ChunkLen(i) {
+			return v.hit(at, k, subject, corrupt(k, "chunk %v is not at %d+%d of pack %v", d, p.FrameOff, p.Off, p.Pack))
+		}
+		if v.rotten(p) {
+			err := v.hit(at, pack, pack.String(), corrupt(pack, "chunk %v at %d+%d", d, p.FrameOff, p.Off))
+			if failed[p.Pack] = true; err != nil {
+				return err
+			}
 		}
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.report.Chunks += uint64(l.Len())
+	return nil
+}
+
+// rotten reports whether the chunk at p was found to be another. Only trees asks, when packs are done.
+func (v *verifier) rotten(p object.Place) bool {
+	bad := v.bad[p.Pack]
+	return bad != nil && (bad.whole || bad.at[p])
+}
+
+// blame says of each fault which versions need what is damaged.
+func (v *verifier) blame() error {
+	if len(v.report.Faults) == 0 {
+		return nil
+	}
+	for _, n := range v.o.Names {
+		seen := map[namespace.Digest]bool{n.Root: true}
+		for todo := []namespace.Digest{n.Root}; len(todo) > 0; {
+			d := todo[len(todo)-1]
+			todo = todo[:len(todo)-1]
+			for _, i := range v.hits[d] {
+				if i < len(v.report.Faults) && !slices.Contains(v.report.Faults[i].Needs, n.Name) {
+					v.report.Faults[i].Needs = append(v.report.Faults[i].Needs, n.Name)
+				}
+			}
+			for _, b := range v.below[d] {
+				if !seen[b] {
+					seen[b], todo = true, append(todo, b)
+				}
+			}
+		}
+	}
 	return nil
 }

@@ -3,6 +3,7 @@ package namespace
 import (
 	"context"
 	"io"
+	"time"
 )
 
 // Class says what an object is, and so where a store keeps it and how long HTTP may cache it.
@@ -81,6 +82,24 @@ type Store interface {
 	List(ctx context.Context, c Class, fn func(k Key, size int64) error) error
 	// Delete removes k; deleting what is not there is a success. For garbage collection only.
 	Delete(ctx context.Context, k Key) error
+}
+
+// An Ager is a Store that knows the time of each object: when it was last put, also if it was there
+// already, or renewed. With it garbage collection runs beside builders: what a builder renewed is
+// left alone for the grace period, and what was collected it learns to be missing.
+// Capability: find it by type assertion on the outermost store.
+//
+// Put of an immutable object that is there renews it. Renew, DeleteOlder and Put of one object
+// exclude each other, also among processes and for whatever moment one of them dies: either a
+// renewal is seen by DeleteOlder, or the renewal says NotExist. Safe for concurrent use.
+type Ager interface {
+	// Renew gives k the time of now. Kinds: NotExist, Denied, Unavailable, Limit, Canceled.
+	Renew(ctx context.Context, k Key) error
+	// Time returns k's time. Kinds: NotExist, Denied, Unavailable, Canceled.
+	Time(ctx context.Context, k Key) (time.Time, error)
+	// DeleteOlder removes k if its time is before t, and says whether it did. That k is not there is
+	// no error. Kinds: Denied, Unavailable, Canceled.
+	DeleteOlder(ctx context.Context, k Key, t time.Time) (bool, error)
 }
 
 // RefName names a ref: its kind ("tree", "namespace", "channel", "trust") and a name that

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strconv"
 
 	"github.com/spf13/cobra"
 
+	"coppice.dev/coppice/builder"
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/trust"
 )
@@ -29,7 +31,7 @@ version as soon as they hear of it. Setting what is set already writes a new seq
 			if err != nil {
 				return err
 			}
-			return a.movePointer(c, func(p *trust.Publisher) (namespace.Pointer, error) {
+			return a.movePointer(c, args[0], v, func(p *trust.Publisher) (namespace.Pointer, error) {
 				return p.Set(c.Context(), args[0], v, reason)
 			})
 		},
@@ -55,7 +57,7 @@ the current one, or the one given with --to. No data moves.`,
 					return err
 				}
 			}
-			return a.movePointer(c, func(p *trust.Publisher) (namespace.Pointer, error) {
+			return a.movePointer(c, args[0], v, func(p *trust.Publisher) (namespace.Pointer, error) {
 				return p.Rollback(c.Context(), args[0], v, reason)
 			})
 		},
@@ -65,13 +67,18 @@ the current one, or the one given with --to. No data moves.`,
 	return c
 }
 
-func (a *app) movePointer(c *cobra.Command, move func(*trust.Publisher) (namespace.Pointer, error)) error {
+// movePointer writes a channel's next pointer. to is the version that it will name, zero for the one
+// before: `origin gc` may be about to drop it, or did.
+func (a *app) movePointer(c *cobra.Command, channel string, to namespace.Version, move func(*trust.Publisher) (namespace.Pointer, error)) error {
 	w, err := a.openWorkshop(c.Context())
 	if err != nil {
 		return err
 	}
 	p, err := w.publisher()
 	if err != nil {
+		return err
+	}
+	if err := w.hold(c.Context(), p, channel, to); err != nil {
 		return err
 	}
 	ptr, err := move(p)
@@ -145,4 +152,28 @@ func pointerRows(all []namespace.Pointer) [][]string {
 		rows = append(rows, []string{p.Channel, strconv.FormatUint(p.Seq, 10), p.Version.String(), when(p.Issued), p.Reason})
 	}
 	return rows
+}
+
+// hold makes sure that the version which a channel is about to name is there, and stays for a gc's
+// grace period. v is zero for a rollback to what was active before.
+func (w *workshop) hold(ctx context.Context, p *trust.Publisher, channel string, v namespace.Version) error {
+	if v.Name != "" {
+		nv, _, err := w.refs.ResolveNamespace(ctx, v)
+		if err != nil {
+			return err
+		}
+		return builder.HoldNamespace(ctx, w.origin, nv.Manifest)
+	}
+	var current, before namespace.Pointer
+	err := p.History(ctx, channel, func(ptr namespace.Pointer) bool {
+		if current.Seq == 0 {
+			current = ptr
+		}
+		before = ptr
+		return ptr.Manifest == current.Manifest
+	})
+	if err != nil || before.Manifest == current.Manifest { // the latter is Rollback's to say
+		return err
+	}
+	return builder.HoldNamespace(ctx, w.origin, before.Manifest)
 }

@@ -16,14 +16,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 
-	"coppice.dev/coppice/builder"
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/origin"
 	"coppice.dev/coppice/namespace/trust"
 )
 
 func (a *app) originCommand() *cobra.Command {
-	return group("origin", "Make, serve and check an origin", a.originInit(), a.originServe(), a.originVerify())
+	return group("origin", "Make, serve and check an origin", a.originInit(), a.originServe(), a.originVerify(), a.originGC(), a.originSync())
 }
 
 func (a *app) originInit() *cobra.Command {
@@ -125,97 +124,6 @@ func (a *app) serveOrigin(ctx context.Context, dir, listen string) error {
 		return namespace.E(namespace.Internal, "serve", dir, err)
 	}
 	return nil
-}
-
-func (a *app) originVerify() *cobra.Command {
-	return &cobra.Command{
-		Use:   "verify",
-		Short: "Check every object and reference of an origin",
-		Long: `Reads every object of the origin and checks digests, formats, signatures, and that everything a
-version refers to is there. Prints what is wrong, an object a line; exit status 11 if anything is.`,
-		Example: "  coppice origin verify --origin /srv/origin",
-		Args:    exact(0),
-		RunE:    func(c *cobra.Command, _ []string) error { return a.verifyOrigin(c.Context()) },
-	}
-}
-
-func (a *app) verifyOrigin(ctx context.Context) error {
-	w, err := a.openWorkshop(ctx)
-	if err != nil {
-		return err
-	}
-	roots, bad, err := w.roots(ctx)
-	if err != nil {
-		return err
-	}
-	bar := a.progress("verifying", "objects")
-	rep, err := builder.VerifyStore(ctx, w.origin, roots, builder.VerifyOptions{
-		Progress: func(objects, bytes uint64) { bar.Set(objects, 0, bytes, 0) },
-		Problem:  func(subject string, err error) { bad = append(bad, subject+": "+err.Error()) },
-	})
-	bar.Close()
-	if err != nil {
-		return err
-	}
-	err = a.result(map[string]any{"objects": rep.Objects, "bytes": rep.Bytes, "problems": bad}, func(out io.Writer) {
-		for _, p := range bad {
-			fmt.Fprintln(out, p)
-		}
-		fmt.Fprintf(out, "%d objects, %s, %d problems\n", rep.Objects, size(rep.Bytes), len(bad))
-	})
-	if err == nil && len(bad) > 0 {
-		err = namespace.E(namespace.Corrupt, "verify", w.dir, fmt.Errorf("%d problems", len(bad)))
-	}
-	return err
-}
-
-// roots returns the root catalogs that the origin's signed refs name, and what is wrong with the
-// refs and manifests themselves.
-func (w *workshop) roots(ctx context.Context) (roots []namespace.Digest, bad []string, err error) {
-	bad = []string{}
-	note := func(err error) {
-		if err != nil {
-			bad = append(bad, err.Error())
-		}
-	}
-	trees, err := w.origin.Refs(ctx, namespace.TreeRef)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, name := range trees {
-		t, err := w.refs.Tree(ctx, name)
-		note(err)
-		for _, v := range t.Versions {
-			roots = append(roots, v.Root)
-		}
-	}
-	spaces, err := w.origin.Refs(ctx, namespace.NamespaceRef)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, name := range spaces {
-		ns, err := w.refs.Namespace(ctx, name)
-		note(err)
-		for _, v := range ns.Versions {
-			m, err := w.manifest(ctx, v.Manifest)
-			if note(err); err == nil {
-				roots = append(roots, m.Root)
-			}
-		}
-	}
-	channels, err := w.origin.Refs(ctx, namespace.ChannelRef)
-	if err != nil {
-		return nil, nil, err
-	}
-	p := trust.Publisher{Refs: w.refs, Blobs: w}
-	for _, name := range channels {
-		note(p.History(ctx, name, func(ptr namespace.Pointer) bool {
-			_, err := w.manifest(ctx, ptr.Manifest)
-			note(err)
-			return true
-		}))
-	}
-	return roots, bad, nil
 }
 
 // manifest loads a manifest.

@@ -80,6 +80,9 @@ func (l originLoader) Catalog(ctx context.Context, d namespace.Digest) (*catalog
 func fetchBlob(ctx context.Context, from namespace.Fetcher, d namespace.Digest, limit int64) ([]byte, error) {
 	key := namespace.Key{Class: namespace.Blob, Digest: d}
 	r, err := from.Get(ctx, key, 0, -1)
+	if namespace.IsKind(err, namespace.NotExist) {
+		err = namespace.WithHint(err, "`coppice origin gc` drops versions that are not kept: choose a newer one")
+	}
 	if err != nil {
 		return nil, err
 	}

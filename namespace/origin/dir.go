@@ -17,7 +17,7 @@ import (
 	"coppice.dev/coppice/namespace"
 )
 
-// Dir is an origin in a local directory. It implements namespace.Origin and RefWaiter. Safe for
+// Dir is an origin in a local directory. It implements namespace.Origin, RefWaiter and Ager. Safe for
 // concurrent use, also by several processes on one machine.
 type Dir struct {
 	path string
@@ -32,6 +32,7 @@ type Dir struct {
 var (
 	_ namespace.Origin    = (*Dir)(nil)
 	_ namespace.RefWaiter = (*Dir)(nil)
+	_ namespace.Ager      = (*Dir)(nil)
 )
 
 const (
@@ -213,7 +214,7 @@ func (d *Dir) Put(ctx context.Context, k namespace.Key, b []byte) error {
 	d.prepare()
 	path := objectPath(k)
 	if k.Class.Immutable() {
-		if info, err := d.root.Lstat(path); err == nil && info.Mode().IsRegular() {
+		if err := d.renew(path); err == nil {
 			// Another process may have renamed it and not yet synced; then this call must.
 			return diskError(op, k.String(), d.syncDir(parent(path)))
 		}
@@ -221,7 +222,7 @@ func (d *Dir) Put(ctx context.Context, k namespace.Key, b []byte) error {
 	if err := d.makeShard(parent(path)); err != nil {
 		return diskError(op, k.String(), err)
 	}
-	return diskError(op, k.String(), d.writeFile(path, b))
+	return diskError(op, k.String(), d.writeObject(path, b))
 }
 
 // makeShard makes a directory for objects, durably.

@@ -7,7 +7,7 @@
 // The same in a directory and in URLs, so that any static server, CDN or rsync'ed disk will do:
 //
 //	coppice.json                    {"format":1}; written last when an origin is made
-//	blob|pack|locator|index/ab/HEX  objects: 64 hex digits, in a directory of the first two
+//	blob|pack|locator|…/ab/HEX      objects: 64 hex digits, in a directory of the first two
 //	ref/KIND/NAME                   records; NAME may have several components
 //	ref/KIND/_index.json            the names of that kind, for clients of static servers; derived
 //	tmp/                            files being written; swept when older than a day
@@ -17,6 +17,9 @@
 // "a/b" is refused, as in git.
 //
 // # Durability
+//
+// An object's time is its file's mtime. Renewing, replacing and collecting an object take the lock
+// (flock) of its file, for as long as one of those takes; a crash releases it.
 //
 // A file is written under tmp, synced, renamed, and its directory synced, in that order. What
 // Put and SwapRef reported as done survives a crash; what they did not is invisible, or whole.

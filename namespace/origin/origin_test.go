@@ -72,6 +72,7 @@ func TestDir(t *testing.T) {
 		return d, again(t, d)
 	})
 	storetest.TestStore(t, func(t *testing.T) namespace.Store { return newDir(t) })
+	storetest.TestAger(t, func(t *testing.T) namespace.Store { return newDir(t) })
 	storetest.TestRefs(t, func(t *testing.T) [2]storetest.RefStore {
 		d := newDir(t)
 		return [2]storetest.RefStore{d, again(t, d)}

@@ -44,7 +44,10 @@ type Faulty struct {
 	bytes int64
 }
 
-var _ namespace.Origin = (*Faulty)(nil)
+var (
+	_ namespace.Origin = (*Faulty)(nil)
+	_ namespace.Ager   = (*Faulty)(nil)
+)
 
 // SetPlan replaces Plan.
 func (f *Faulty) SetPlan(plan func(Call) Fault) {
@@ -184,6 +187,30 @@ func (f *Faulty) Delete(ctx context.Context, k namespace.Key) error {
 		return err
 	}
 	return f.Origin.Delete(ctx, k)
+}
+
+// Renew implements namespace.Ager; the origin must.
+func (f *Faulty) Renew(ctx context.Context, k namespace.Key) error {
+	if _, err := f.see(ctx, Call{Op: "Renew", Key: k}); err != nil {
+		return err
+	}
+	return f.Origin.(namespace.Ager).Renew(ctx, k)
+}
+
+// Time implements namespace.Ager; the origin must.
+func (f *Faulty) Time(ctx context.Context, k namespace.Key) (time.Time, error) {
+	if _, err := f.see(ctx, Call{Op: "Time", Key: k}); err != nil {
+		return time.Time{}, err
+	}
+	return f.Origin.(namespace.Ager).Time(ctx, k)
+}
+
+// DeleteOlder implements namespace.Ager; the origin must.
+func (f *Faulty) DeleteOlder(ctx context.Context, k namespace.Key, t time.Time) (bool, error) {
+	if _, err := f.see(ctx, Call{Op: "DeleteOlder", Key: k}); err != nil {
+		return false, err
+	}
+	return f.Origin.(namespace.Ager).DeleteOlder(ctx, k, t)
 }
 
 // Ref implements namespace.RefReader.

@@ -9,14 +9,17 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"coppice.dev/coppice/namespace"
 )
 
-// Mem is an Origin in memory. It also implements namespace.RefWaiter. Safe for concurrent use.
+// Mem is an Origin in memory. It also implements namespace.RefWaiter and Ager. Safe for concurrent
+// use.
 type Mem struct {
 	mu      sync.Mutex
 	objects map[namespace.Key][]byte
+	times   map[namespace.Key]time.Time
 	refs    map[namespace.RefName][]byte
 	changed chan struct{} // closed and replaced when a ref changes
 }
@@ -24,12 +27,14 @@ type Mem struct {
 var (
 	_ namespace.Origin    = (*Mem)(nil)
 	_ namespace.RefWaiter = (*Mem)(nil)
+	_ namespace.Ager      = (*Mem)(nil)
 )
 
 // NewMem returns an empty Mem.
 func NewMem() *Mem {
 	return &Mem{
 		objects: map[namespace.Key][]byte{},
+		times:   map[namespace.Key]time.Time{},
 		refs:    map[namespace.RefName][]byte{},
 		changed: make(chan struct{}),
 	}
@@ -64,6 +69,7 @@ func (m *Mem) Put(ctx context.Context, k namespace.Key, b []byte) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.times[k] = time.Now()
 	if _, ok := m.objects[k]; ok && k.Class.Immutable() {
 		return nil
 	}
@@ -113,6 +119,63 @@ func (m *Mem) Delete(ctx context.Context, k namespace.Key) error {
 	defer m.mu.Unlock()
 	delete(m.objects, k)
 	return nil
+}
+
+// Renew implements namespace.Ager.
+func (m *Mem) Renew(ctx context.Context, k namespace.Key) error {
+	if err := canceled(ctx, "renew object", k.String()); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.objects[k]; !ok {
+		return namespace.E(namespace.NotExist, "renew object", k.String(), nil)
+	}
+	m.times[k] = time.Now()
+	return nil
+}
+
+// Time implements namespace.Ager.
+func (m *Mem) Time(ctx context.Context, k namespace.Key) (time.Time, error) {
+	if err := canceled(ctx, "stat object", k.String()); err != nil {
+		return time.Time{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.objects[k]; !ok {
+		return time.Time{}, namespace.E(namespace.NotExist, "stat object", k.String(), nil)
+	}
+	return m.times[k], nil
+}
+
+// DeleteOlder implements namespace.Ager.
+func (m *Mem) DeleteOlder(ctx context.Context, k namespace.Key, t time.Time) (bool, error) {
+	if err := canceled(ctx, "delete object", k.String()); err != nil {
+		return false, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.objects[k]; !ok || !m.times[k].Before(t) {
+		return false, nil
+	}
+	delete(m.objects, k)
+	return true, nil
+}
+
+// Age makes everything that is there older by d.
+func (m *Mem) Age(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for k, t := range m.times {
+		m.times[k] = t.Add(-d)
+	}
+}
+
+// Clone returns an origin that holds what m holds now, with the same times.
+func (m *Mem) Clone() *Mem {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return &Mem{objects: maps.Clone(m.objects), times: maps.Clone(m.times), refs: maps.Clone(m.refs), changed: make(chan struct{})}
 }
 
 // Ref implements namespace.RefReader.

@@ -16,6 +16,7 @@ func TestMem(t *testing.T) {
 	})
 	t.Run("Store", func(t *testing.T) {
 		storetest.TestStore(t, func(*testing.T) namespace.Store { return storetest.NewMem() })
+		storetest.TestAger(t, func(*testing.T) namespace.Store { return storetest.NewMem() })
 	})
 	t.Run("Refs", func(t *testing.T) {
 		storetest.TestRefs(t, func(*testing.T) [2]storetest.RefStore {
@@ -36,6 +37,7 @@ func TestFaulty(t *testing.T) {
 	open := func() *storetest.Faulty { return &storetest.Faulty{Origin: storetest.NewMem()} }
 	storetest.TestSource(t, func(*testing.T) (namespace.Origin, namespace.Source) { f := open(); return f, f })
 	storetest.TestStore(t, func(*testing.T) namespace.Store { return open() })
+	storetest.TestAger(t, func(*testing.T) namespace.Store { return open() })
 	storetest.TestRefs(t, func(*testing.T) [2]storetest.RefStore {
 		f := open()
 		return [2]storetest.RefStore{f, f}
