@@ -22,11 +22,12 @@ var floors = map[string][]string{
 	"internal/disk":       {"namespace"},
 	"internal/tidy":       {},
 	"builder":             {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
+	"builder/packages":    {"namespace", "namespace/catalog"},
 	"cache":               {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
 	"fusefs":              {"namespace", "namespace/catalog"},
 	"rollout":             {"namespace", "namespace/trust"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
-		"builder", "cache", "fusefs", "rollout", "internal/disk"},
+		"builder", "builder/packages", "cache", "fusefs", "rollout", "internal/disk"},
 }
 
 // testRooms may be imported by any test.
@@ -42,6 +43,13 @@ var doors = map[string][]string{
 	"github.com/cespare/xxhash":           {"cache"},
 	"go.etcd.io/bbolt":                    {"cache"},
 	"github.com/ulikunitz/xz":             {"builder"},
+	"github.com/Masterminds/semver":       {"builder/packages"},
+	"github.com/aquasecurity":             {"builder/packages"},
+	"github.com/knqyf263":                 {"builder/packages"},
+	"github.com/package-url":              {"builder/packages"},
+	"github.com/CycloneDX":                {"builder/packages"},
+	"github.com/spdx/tools-golang":        {"builder/packages"},
+	"modernc.org/sqlite":                  {"builder/packages"},
 	"github.com/cenkalti/backoff":         {"namespace/origin"},
 	"github.com/google/renameio":          {"internal/disk"},
 	"github.com/spf13/cobra":              {"cmd/coppice"},
