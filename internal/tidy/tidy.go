@@ -22,7 +22,7 @@ var floors = map[string][]string{
 	"internal/disk":       {"namespace"},
 	"internal/tidy":       {},
 	"builder":             {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
-	"builder/packages":    {"namespace", "namespace/catalog"},
+	"builder/packages":    {"namespace", "namespace/catalog", "internal/disk"},
 	"cache":               {"namespace", "namespace/catalog", "namespace/object", "internal/disk"},
 	"fusefs":              {"namespace", "namespace/catalog"},
 	"rollout":             {"namespace", "namespace/trust"},
