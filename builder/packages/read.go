@@ -204,11 +204,9 @@ func (s *scan) read(at place, limit uint64) (b []byte, ok bool, err error) {
 }
 
 // each calls fn with the content of every file of the directory dir whose name want accepts.
-func (s *scan) each(dir string, want func(name string) bool, fn func(at place, b []byte)) error {
-	d, err := s.follow(dir)
-	if namespace.IsKind(err, namespace.NotExist) || namespace.IsKind(err, namespace.Limit) {
-		return nil
-	} else if err != nil {
+func (s *scan) each(dir string, want func(name string) bool, fn func(at place, b []byte) error) error {
+	d, ok, err := s.dir(dir)
+	if err != nil || !ok {
 		return err
 	}
 	for lo, hi := d.c.Children(d.e.Index); lo < hi; lo++ {
@@ -218,14 +216,23 @@ func (s *scan) each(dir string, want func(name string) bool, fn func(at place, b
 		}
 		at := place{catalog.Join(d.path, e.Name), d.c, e}
 		b, ok, err := s.read(at, metadataBytesMax)
+		if err == nil && ok {
+			err = fn(at, b)
+		}
 		if err != nil {
 			return err
 		}
-		if ok {
-			fn(at, b)
-		}
 	}
 	return nil
+}
+
+// dir finds the directory at p, if there is one.
+func (s *scan) dir(p string) (place, bool, error) {
+	at, err := s.follow(p)
+	if namespace.IsKind(err, namespace.NotExist) || namespace.IsKind(err, namespace.Limit) {
+		return at, false, nil
+	}
+	return at, err == nil && at.e.Type == catalog.Dir, err
 }
 
 // readDistro reads os-release.

@@ -51,7 +51,7 @@ func (s *scan) readDpkg() error {
 		s.addDpkg(at.path, b)
 	}
 	return s.each("var/lib/dpkg/status.d", func(name string) bool { return !strings.HasSuffix(name, ".md5sums") },
-		func(at place, b []byte) { s.addDpkg(at.path, b) })
+		func(at place, b []byte) error { s.addDpkg(at.path, b); return nil })
 }
 
 func (s *scan) addDpkg(from string, b []byte) {
