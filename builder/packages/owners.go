@@ -25,10 +25,14 @@ type Owners struct {
 }
 
 // Of returns the owner of a path relative to the tree's root. A path that several packages own, as
-// most directories, has none.
+// most directories, has none. What python compiled belongs to its source's owner.
 func (o *Owners) Of(p string) (Owner, bool) {
 	if own, ok := o.files[p]; ok {
 		return own, own.Name != ""
+	}
+	if dir, name := path.Split(p); strings.HasSuffix(dir, "/__pycache__/") && strings.HasSuffix(name, ".pyc") {
+		stem, _, _ := strings.Cut(name, ".")
+		return o.Of(strings.TrimSuffix(dir, "__pycache__/") + stem + ".py")
 	}
 	for dir := p; dir != "." && dir != "/"; dir = path.Dir(dir) {
 		if own, ok := o.below[dir]; ok {

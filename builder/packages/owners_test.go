@@ -31,7 +31,8 @@ func TestOwners(t *testing.T) {
 		"usr/lib/libz.so.1": "deb:zlib1g:amd64", "usr/share/doc/bash": "deb:bash:", "usr": "", "etc/passwd": "",
 		"var/lib/dpkg/info/bash.postinst": "deb:bash:", "var/lib/dpkg/info/zlib1g:amd64.list": "deb:zlib1g:amd64", "var/lib/dpkg/info/format": "",
 		"usr/share/zoneinfo/UTC": "deb:tz:", "usr/lib/ld.so": "apk:musl:x86_64", "usr/bin/sh": "apk:busybox:",
-		"usr/lib/python3/dist-packages/six.py": "pypi:six:", "usr/bin/six": "pypi:six:", "usr/lib/node_modules/npm/lib/x.js": "npm:npm:",
+		"usr/lib/python3/dist-packages/six.py": "pypi:six:", "usr/bin/six": "pypi:six:",
+		"usr/lib/python3/dist-packages/__pycache__/six.cpython-311.pyc": "pypi:six:", "usr/lib/python3/dist-packages/__pycache__/seven.pyc": "", "usr/lib/node_modules/npm/lib/x.js": "npm:npm:",
 		"usr/lib64/libssl.so.3": "rpm:openssl-libs:x86_64", "etc/pki/tls/openssl.cnf": "rpm:openssl-libs:x86_64",
 	} {
 		by, ok := o.Of(p)

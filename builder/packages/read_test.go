@@ -217,13 +217,17 @@ var rpmBlobs = [][]byte{
 var rpmWant = []string{"rpm:bash 5.1.8-9.el9 x86_64", "rpm:openssl-libs 1:3.0.7-24.el9 x86_64 from openssl 1:3.0.7-24.el9"}
 
 func sqliteDB(t testing.TB, blobs [][]byte) []byte {
+	return sqliteMade(t, "CREATE TABLE 'Packages' (hnum INTEGER PRIMARY KEY AUTOINCREMENT,blob BLOB NOT NULL)", blobs...)
+}
+
+func sqliteMade(t testing.TB, schema string, blobs ...[]byte) []byte {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "rpmdb.sqlite")
 	db, err := sql.Open("sqlite", name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.Exec("CREATE TABLE Packages (hnum INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL)"); err != nil {
+	if _, err := db.Exec(schema); err != nil {
 		t.Fatal(err)
 	}
 	for _, b := range blobs {
@@ -315,6 +319,50 @@ func TestReadRPM(t *testing.T) {
 	table := readTree(t, map[string]string{"var/lib/rpm/rpmdb.sqlite": string(sqliteDB(t, blobs))})
 	if got := lines(table); !slices.Equal(got, rpmWant) || len(table.Warnings) != 1 {
 		t.Errorf("%q, warnings %q", got, table.Warnings)
+	}
+}
+
+// TestReadRPMWithLog reads rows that SQLite had not yet moved from its write-ahead log.
+func TestReadRPMWithLog(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "rpmdb.sqlite")
+	db, err := sql.Open("sqlite", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, q := range []string{"PRAGMA journal_mode = WAL", "CREATE TABLE 'Packages' (hnum INTEGER PRIMARY KEY AUTOINCREMENT,blob BLOB NOT NULL)"} {
+		if _, err := db.Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, b := range rpmBlobs {
+		if _, err := db.Exec("INSERT INTO Packages (blob) VALUES (?)", b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := map[string]string{}
+	for _, suffix := range []string{"", "-wal"} {
+		b, err := os.ReadFile(name + suffix)
+		if err != nil || len(b) == 0 {
+			t.Fatalf("%d bytes of %s, %v", len(b), name+suffix, err)
+		}
+		files["usr/lib/sysimage/rpm/rpmdb.sqlite"+suffix] = string(b)
+	}
+	if table := readTree(t, files); !slices.Equal(lines(table), rpmWant) || len(table.Warnings) > 0 {
+		t.Errorf("%q, warnings %q", lines(table), table.Warnings)
+	}
+}
+
+// TestReadRPMThatComputes refuses databases whose table is not one of rows: they could give for ever.
+func TestReadRPMThatComputes(t *testing.T) {
+	for name, schema := range map[string]string{
+		"a view that never ends": "CREATE VIEW Packages AS WITH RECURSIVE r(blob) AS (SELECT x'00' UNION ALL SELECT blob FROM r) SELECT blob FROM r",
+		"a computed column":      "CREATE TABLE Packages (hnum INTEGER PRIMARY KEY, x, blob AS (zeroblob(100000000)))",
+	} {
+		table := readTree(t, map[string]string{"var/lib/rpm/rpmdb.sqlite": string(sqliteMade(t, schema))})
+		if len(table.Packages) != 0 || len(table.Warnings) != 1 {
+			t.Errorf("%s: %q, warnings %q", name, lines(table), table.Warnings)
+		}
 	}
 }
 

@@ -10,8 +10,10 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
@@ -67,6 +69,14 @@ func (s *scan) eachRPM(fn func(from string, h rpmHeader)) error {
 	})
 }
 
+// rpmSchema is how rpm makes its table. Any other definition could compute, for as long as it likes, what
+// it seems to hold.
+var rpmSchema = regexp.MustCompile(`(?i)^\s*CREATE TABLE\s+['"]?Packages['"]?\s*\(\s*hnum\s+INTEGER\s+PRIMARY KEY(\s+AUTOINCREMENT)?\s*,\s*blob\s+BLOB(\s+NOT NULL)?\s*\)\s*$`)
+
+// sqliteTime bounds the reading of one database. The largest take a second; one whose pages are
+// wired in circles would never end.
+const sqliteTime = 30 * time.Second
+
 // eachSQLite calls fn with every blob of an rpmdb.sqlite. SQLite reads files, so it gets one.
 func eachSQLite(ctx context.Context, b, wal []byte, fn func(blob []byte)) error {
 	dir, err := os.MkdirTemp("", "coppice-rpmdb-")
@@ -87,15 +97,28 @@ func eachSQLite(ctx context.Context, b, wal []byte, fn func(blob []byte)) error 
 		return err
 	}
 	defer db.Close()
+	ctx, cancel := context.WithTimeout(ctx, sqliteTime)
+	defer cancel()
+	var schema string
+	if err := db.QueryRowContext(ctx, "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'Packages'").Scan(&schema); err != nil {
+		return err
+	}
+	if !rpmSchema.MatchString(schema) {
+		return errors.New("a table of packages that rpm did not make")
+	}
 	rows, err := db.QueryContext(ctx, "SELECT blob FROM Packages")
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
+	budget := len(b) + len(wal) // a database that repeats no page has no more to give
 	for rows.Next() {
 		var blob sql.RawBytes
 		if err := rows.Scan(&blob); err != nil {
 			return err
+		}
+		if budget -= len(blob) + 1; budget < 0 {
+			return errors.New("a database whose rows share pages")
 		}
 		fn(blob)
 	}

@@ -69,6 +69,9 @@ func (t *tables) of(ctx context.Context, v namespace.TreeVersion) (*packages.Tab
 	return table, nil
 }
 
+// forget drops the table of a tree that is not needed again soon.
+func (t *tables) forget(root namespace.Digest) { delete(t.known, root) }
+
 // treeVersion resolves a tree's NAME@N, or the digest of a root catalog, of which nothing else is known.
 func treeVersion(ctx context.Context, refs trust.Refs, s string) (namespace.TreeVersion, namespace.Version, error) {
 	root, v, err := treeRoot(ctx, refs, s)

@@ -73,13 +73,15 @@ func (a *app) where(ctx context.Context, q packages.Query) ([]foundTree, error) 
 		return nil, err
 	}
 	found := []foundTree{}
-	all := newTables(r.source)
+	all, looked := newTables(r.source), map[namespace.Digest]bool{}
 	look := func(name string, v namespace.TreeVersion) error {
 		t, err := all.of(ctx, v)
 		if err != nil {
 			return err
 		}
 		hits := q.Find(t)
+		all.forget(v.Root) // an origin may have thousands
+		looked[v.Root] = true
 		if len(hits) == 0 {
 			return nil
 		}
@@ -109,7 +111,7 @@ func (a *app) where(ctx context.Context, q packages.Query) ([]foundTree, error) 
 	}
 	for _, s := range spaces { // a composition may name a tree that has no version, by its digest
 		for _, root := range s.roots {
-			if _, looked := all.known[root]; !looked {
+			if !looked[root] {
 				if err := look(root.String(), namespace.TreeVersion{Root: root}); err != nil {
 					return nil, err
 				}
