@@ -21,6 +21,7 @@ func (a *app) namespaceCommand() *cobra.Command {
 
 func (a *app) namespacePublish() *cobra.Command {
 	var file, comment string
+	var allow []string
 	c := &cobra.Command{
 		Use:   "publish NAME -f FILE",
 		Short: "Publish the next version of a namespace",
@@ -36,22 +37,28 @@ what ` + "`channel set`" + ` does. FILE is YAML ("-" reads standard input):
       replace: true      # hide what the tree above has there
 
 A path that another tree has a file or a non-empty directory at is a conflict unless replace is
-set. Missing parent directories are made.`,
+set. Missing parent directories are made.
+
+The packages and shared libraries of each tree are compared with those of the tree that the last
+version had at the same path. If one is older than there, nothing is published, unless
+--allow-downgrade names it: a package, its source package or a library's file name; * and ? match as
+in a shell, and the flag may be repeated. What was removed is no downgrade.`,
 		Example: "  coppice namespace publish desk -f desk.yaml",
 		Args:    exact(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if file == "" {
 				return namespace.WithHint(usage("no file with the composition"), "name it with -f; `"+c.CommandPath()+" --help` shows what is in it")
 			}
-			return a.publishNamespace(c.Context(), args[0], file, comment)
+			return a.publishNamespace(c.Context(), args[0], file, comment, allow)
 		},
 	}
 	c.Flags().StringVarP(&file, "file", "f", "", "`FILE` with the composition (required)")
 	c.Flags().StringVar(&comment, "comment", "", "`TEXT` kept with the version")
+	c.Flags().StringArrayVar(&allow, "allow-downgrade", nil, "`NAME` of a package or library that may be older than before")
 	return c
 }
 
-func (a *app) publishNamespace(ctx context.Context, name, file, comment string) error {
+func (a *app) publishNamespace(ctx context.Context, name, file, comment string, allow []string) error {
 	if err := namespace.CheckName(name); err != nil {
 		return err
 	}
@@ -72,6 +79,10 @@ func (a *app) publishNamespace(ctx context.Context, name, file, comment string) 
 		return err
 	}
 	mounts, err := f.resolve(ctx, w.refs)
+	if err != nil {
+		return err
+	}
+	changes, err := w.comparePackages(ctx, name, mounts, allow)
 	if err != nil {
 		return err
 	}
@@ -96,7 +107,10 @@ func (a *app) publishNamespace(ctx context.Context, name, file, comment string) 
 	if err != nil {
 		return err
 	}
-	return a.result(map[string]any{"version": v, "manifest": d, "root": root, "entries": entries, "bytes": bytes, "mounts": mounts},
+	if changes != nil && changes.String() != "" && !a.quiet {
+		a.note("packages since %v: %v", changes.Since, changes)
+	}
+	return a.result(map[string]any{"version": v, "manifest": d, "root": root, "entries": entries, "bytes": bytes, "mounts": mounts, "packages": changes},
 		func(out io.Writer) { fmt.Fprintf(out, "%s %s\n", v, d) })
 }
 

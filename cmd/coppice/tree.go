@@ -19,7 +19,8 @@ import (
 
 func (a *app) treeCommand() *cobra.Command {
 	return group("tree", "Import, list, compare and check trees",
-		a.treeImport(), a.treeExport(), a.treePatch(), a.treeRebase(), a.treeDelta(), a.treeList(), a.treeShow(), a.treeDiff(), a.treeVerify())
+		a.treeImport(), a.treeExport(), a.treePatch(), a.treeRebase(), a.treeDelta(), a.treeList(), a.treeShow(),
+		a.treeDiff(), a.treeVerify(), a.treePackages(), a.treeSBOM(), a.treePrivileged())
 }
 
 type importFlags struct {
@@ -104,11 +105,21 @@ func (a *app) importTree(ctx context.Context, name, src string, f importFlags) e
 			bar.Note("warning: " + path + ": " + reason)
 		},
 	})
-	bar.Close()
 	if err != nil {
+		bar.Close()
 		return err
 	}
-	v, err := p.AddTree(ctx, name, namespace.TreeVersion{Root: res.Root, Entries: res.Entries, Bytes: res.Bytes, Comment: f.comment})
+	table := before.Packages
+	if before.Root != res.Root || table.IsZero() {
+		var more []string
+		table, more = w.recordPackages(ctx, res.Root)
+		for _, warning := range more {
+			warnings = append(warnings, warning)
+			bar.Note("warning: " + warning)
+		}
+	}
+	bar.Close()
+	v, err := p.AddTree(ctx, name, namespace.TreeVersion{Root: res.Root, Entries: res.Entries, Bytes: res.Bytes, Comment: f.comment, Packages: table})
 	if err != nil {
 		return err
 	}
@@ -256,12 +267,17 @@ type changed struct {
 }
 
 func (a *app) treeDiff() *cobra.Command {
-	return &cobra.Command{
+	var stat, byPackage bool
+	c := &cobra.Command{
 		Use:   "diff A B",
 		Short: "Show what changed between two versions of trees",
 		Long: `Prints every path at which two versions differ: + added, - removed, ~ changed, and how. The cost
-follows the size of the change. Exit status 3 if there is any difference.`,
-		Example: "  coppice tree diff debian@1 debian@2",
+follows the size of the change. Exit status 3 if there is any difference.
+
+--stat prints totals by kind of change instead; a path that changed in several ways counts in each.
+--package groups the paths by the package that owns them, with its versions in A and in B; with
+--stat as well, a line a package.`,
+		Example: "  coppice tree diff debian@1 debian@2\n  coppice tree diff debian@1 debian@2 --package --stat",
 		Args:    exact(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
@@ -269,14 +285,17 @@ follows the size of the change. Exit status 3 if there is any difference.`,
 			if err != nil {
 				return err
 			}
-			var roots [2]namespace.Digest
+			var versions [2]namespace.TreeVersion
 			for i, s := range args {
-				if roots[i], _, err = treeRoot(ctx, r.refs, s); err != nil {
+				if versions[i], _, err = treeVersion(ctx, r.refs, s); err != nil {
 					return err
 				}
 			}
+			if stat || byPackage {
+				return a.diffTotals(ctx, r, versions, stat, byPackage)
+			}
 			all := []changed{}
-			err = catalog.Diff(ctx, r, roots[0], roots[1], func(ch catalog.Change) error {
+			err = catalog.Diff(ctx, r, versions[0].Root, versions[1].Root, func(ch catalog.Change) error {
 				all = append(all, changeLine(ch))
 				return nil
 			})
@@ -290,6 +309,9 @@ follows the size of the change. Exit status 3 if there is any difference.`,
 			return err
 		},
 	}
+	c.Flags().BoolVar(&stat, "stat", false, "print totals instead of paths")
+	c.Flags().BoolVar(&byPackage, "package", false, "group by the package that owns a path")
+	return c
 }
 
 func changeLine(ch catalog.Change) changed {
