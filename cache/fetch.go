@@ -85,7 +85,7 @@ func (r *Reader) flyTo(src source, i int, key flightKey) *flight {
 	fl := r.c.flights.find(key)
 	if fl == nil {
 		limit, sequential := r.run.limit(src.loc.Place(i))
-		w := r.c.plan(src, i, limit)
+		w := r.c.plan(src, i, limit, gapMax)
 		r.run.planned(w.frames[len(w.frames)-1])
 		fl = r.launch(w, r.following(sequential, src, w.next, limit), nil, true)
 	}
@@ -114,7 +114,7 @@ func (r *Reader) prefetch(src source, i int, limit int64) {
 		if r.c.holds(src.cat.Chunk(i).Digest) {
 			return
 		}
-		w := r.c.plan(src, i, limit)
+		w := r.c.plan(src, i, limit, gapMax)
 		r.run.planned(w.frames[len(w.frames)-1])
 		r.launch(w, r.following(true, src, w.next, limit), nil, true)
 		return
@@ -237,15 +237,10 @@ func (c *Cache) admit(f planned, rec []byte, follow func(), show bool) ([]byte, 
 			return nil, c.mismatch(ch.Digest, f.Place)
 		}
 	}
-	sum := sealRecord(rec, f.Codec, f.FramePlain, f.chunks)
-	c.makeRoom(int64(len(rec)))
-	seg, at, err := c.segments.append(rec)
+	seg, r, err := c.append(f, rec)
 	if err != nil {
-		c.degrade(err)
 		return plain, nil
 	}
-	c.recovered()
-	r := record{at: at, stored: f.FrameLen, plain: f.FramePlain, codec: f.Codec, sum: sum, chunks: f.chunks}
 	key := frameKey{seg, r.payload()}
 	if follow != nil {
 		c.triggers.set(key, follow)
@@ -255,11 +250,30 @@ func (c *Cache) admit(f planned, rec []byte, follow func(), show bool) ([]byte, 
 	} else {
 		c.frames.give(plain)
 	}
+	c.enter(seg, r)
+	return nil, nil
+}
+
+// append writes a verified frame to the newest segment; rec is its record, header missing. An error
+// has been noted: the cache reads through.
+func (c *Cache) append(f planned, rec []byte) (seg uint32, r record, err error) {
+	sum := sealRecord(rec, f.Codec, f.FramePlain, f.chunks)
+	c.makeRoom(int64(len(rec)))
+	seg, at, err := c.segments.append(rec)
+	if err != nil {
+		c.degrade(err)
+		return 0, r, err
+	}
+	c.recovered()
+	return seg, record{at: at, stored: f.FrameLen, plain: f.FramePlain, codec: f.Codec, sum: sum, chunks: f.chunks}, nil
+}
+
+// enter makes the chunks of an appended frame known.
+func (c *Cache) enter(seg uint32, r record) {
 	for _, e := range r.extents(seg) {
 		c.index.put(e.digest, e.extent)
 	}
 	c.index.cover(seg, r.end())
-	return nil, nil
 }
 
 // show puts a frame that is decoded already among the decoded ones, which own plain then.

@@ -19,15 +19,16 @@ const hydrateParallel = 3
 // they are on disk, durably. Idempotent; what was fetched when it fails stays. It has no bound but
 // ctx. Kinds: those of Catalog.
 func (r *Reader) HydrateMetadata(ctx context.Context, root namespace.Digest) error {
-	err := r.eachCatalog(ctx, root, func(context.Context, namespace.Digest, *catalog.Catalog) error { return nil })
+	err := r.eachCatalog(ctx, root, newUpdate(r), func(context.Context, namespace.Digest, *catalog.Catalog) error { return nil })
 	if err != nil {
 		return err
 	}
 	return r.c.objects.sync()
 }
 
-// eachCatalog calls fn for all catalogs of a tree, a few at a time, each once.
-func (r *Reader) eachCatalog(ctx context.Context, root namespace.Digest, fn func(context.Context, namespace.Digest, *catalog.Catalog) error) error {
+// eachCatalog calls fn for all catalogs of a tree, a few at a time, each once. Those that are not here
+// are made from older ones, where u knows how.
+func (r *Reader) eachCatalog(ctx context.Context, root namespace.Digest, u *update, fn func(context.Context, namespace.Digest, *catalog.Catalog) error) error {
 	seen := map[namespace.Digest]bool{root: true}
 	for level := []namespace.Digest{root}; len(level) > 0; {
 		g, gctx := errgroup.WithContext(ctx)
@@ -35,6 +36,7 @@ func (r *Reader) eachCatalog(ctx context.Context, root namespace.Digest, fn func
 		below := make([][]namespace.Digest, len(level))
 		for i, d := range level {
 			g.Go(func() error {
+				u.catalog(gctx, d)
 				cat, err := r.catalog(gctx, d)
 				if err != nil {
 					return err
@@ -65,20 +67,23 @@ func (r *Reader) eachCatalog(ctx context.Context, root namespace.Digest, fn func
 // and what was fetched stays. It has no bound but ctx.
 // Kinds: those of Catalog and ReadChunk; Limit if the quota or the disk has no room for the tree.
 func (r *Reader) Hydrate(ctx context.Context, root namespace.Digest, progress func(done, total int64)) error {
+	u := newUpdate(r)
+	u.catalog(ctx, root)
 	top, err := r.catalog(ctx, root)
 	if err != nil {
 		return err
 	}
-	h := &hydration{r: r, slots: make(chan struct{}, hydrateParallel), total: int64(top.Bytes()), progress: progress}
+	h := &hydration{r: r, update: u, slots: make(chan struct{}, hydrateParallel), total: int64(top.Bytes()), progress: progress}
 	lost := r.c.count.evictions.Load() + r.c.count.unkept.Load()
-	if err := r.eachCatalog(ctx, root, h.catalog); err != nil {
+	if err := r.eachCatalog(ctx, root, u, h.catalog); err != nil {
 		return err
 	}
 	if r.c.count.evictions.Load()+r.c.count.unkept.Load() != lost {
-		if err := r.eachCatalog(ctx, root, r.c.checkHere); err != nil {
+		if err := r.eachCatalog(ctx, root, u, r.c.checkHere); err != nil {
 			return err
 		}
 	}
+	u.forget()
 	return r.c.sync()
 }
 
@@ -101,6 +106,7 @@ func (c *Cache) checkHere(_ context.Context, d namespace.Digest, cat *catalog.Ca
 // hydration is one run of Hydrate.
 type hydration struct {
 	r        *Reader
+	update   *update
 	slots    chan struct{} // one for each request under way
 	total    int64
 	progress func(done, total int64)
@@ -122,7 +128,9 @@ func (h *hydration) note(n int64) {
 // catalog fetches the chunks of one catalog: requests are launched ahead, in the order of chunks,
 // while their results are waited for one after the other.
 func (h *hydration) catalog(ctx context.Context, d namespace.Digest, cat *catalog.Catalog) error {
-	if cat.NumChunks() == 0 {
+	h.update.files(ctx, d, cat)
+	if h.allHere(cat) {
+		h.note(int64(cat.Bytes()))
 		return nil
 	}
 	loc, err := h.r.locator(ctx, d, nil)
@@ -154,6 +162,16 @@ func (h *hydration) catalog(ctx context.Context, d namespace.Digest, cat *catalo
 	return nil
 }
 
+// allHere reports whether the cache holds all chunks of a catalog.
+func (h *hydration) allHere(cat *catalog.Catalog) bool {
+	for i := range cat.NumChunks() {
+		if ch := cat.Chunk(i); !ch.Hole() && !h.r.c.holds(ch.Digest) {
+			return false
+		}
+	}
+	return true
+}
+
 // launch starts requests for what is missing from chunk i on, as long as there are slots, and waits
 // for the first of them. It returns the chunk up to which everything was asked for.
 func (h *hydration) launch(ctx context.Context, src source, i int) (int, error) {
@@ -173,7 +191,7 @@ func (h *hydration) launch(ctx context.Context, src source, i int) (int, error) 
 				return i, namespace.E(namespace.KindOf(ctx.Err()), "hydrate", src.id.String(), ctx.Err())
 			}
 		}
-		w := h.r.c.plan(src, i, windowMax)
+		w := h.r.c.plan(src, i, windowMax, gapHydrate)
 		h.r.launch(w, nil, func() { <-h.slots }, false)
 		i = w.next
 	}

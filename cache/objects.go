@@ -16,6 +16,7 @@ import (
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/catalog"
 	"coppice.dev/coppice/namespace/object"
+	"coppice.dev/coppice/namespace/object/delta"
 )
 
 // objects keeps small objects as files, plain, by digest; catalogs are mapped and checked once, and
@@ -290,7 +291,12 @@ func (c *Cache) verifyObjects(ctx context.Context, repair bool, rep *VerifyRepor
 		}
 		rep.Checked++
 		b, err := os.ReadFile(path)
-		if name, isLocator := strings.CutSuffix(filepath.Base(path), locatorSuffix); err == nil && isLocator {
+		if hex, isDelta := strings.CutSuffix(filepath.Base(path), deltaSuffix); err == nil && isDelta {
+			d, perr := namespace.ParseHex(hex)
+			if _, err = delta.Open(b, d); perr != nil {
+				err = perr
+			}
+		} else if name, isLocator := strings.CutSuffix(filepath.Base(path), locatorSuffix); err == nil && isLocator {
 			_, err = object.OpenLocator(b)
 		} else if d, perr := namespace.ParseHex(name); err == nil && (perr != nil || namespace.Sum(b) != d) {
 			err = errors.New("digest")

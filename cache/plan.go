@@ -16,8 +16,10 @@ import (
 const (
 	windowMin = 1 << 20
 	windowMax = 8 << 20
-	// gapMax is how much of a pack is fetched for nothing rather than in two requests.
-	gapMax = 64 << 10
+	// gapMax is how much of a pack is fetched for nothing rather than in two requests that somebody
+	// waits for; gapHydrate the same when nobody does, and bytes count.
+	gapMax     = 64 << 10
+	gapHydrate = 4 << 10
 	// lookMax bounds the chunks looked at to plan a window: some of them may be in other packs.
 	lookMax = 64 << 10
 )
@@ -45,8 +47,8 @@ type source struct {
 }
 
 // plan collects the frames to fetch for chunk i: its own, and those behind it in its pack that are
-// not here, until limit stored bytes.
-func (c *Cache) plan(src source, i int, limit int64) window {
+// not here, until limit stored bytes or a gap of more than gap.
+func (c *Cache) plan(src source, i int, limit, gap int64) window {
 	first := src.loc.Place(i)
 	for i > 0 && src.loc.Place(i-1).Pack == first.Pack && src.loc.Place(i-1).FrameOff == first.FrameOff {
 		i-- // chunks of the same frame that come before
@@ -60,7 +62,7 @@ func (c *Cache) plan(src source, i int, limit int64) window {
 		}
 		chunk := src.cat.Chunk(i)
 		if p.FrameOff != cur.FrameOff {
-			if c.holds(chunk.Digest) || p.FrameOff < cur.end() || p.FrameOff-cur.end() > gapMax || p.FrameOff+int64(p.FrameLen)-first.FrameOff > limit {
+			if c.holds(chunk.Digest) || p.FrameOff < cur.end() || p.FrameOff-cur.end() > gap || p.FrameOff+int64(p.FrameLen)-first.FrameOff > limit {
 				break
 			}
 			w.frames = append(w.frames, planned{Place: p})

@@ -212,6 +212,11 @@ func (t *transaction) commit(ctx context.Context, f patchFlags) error {
 		return namespace.E(namespace.Canceled, "patch", t.version.String(), errors.New("not published; it is as it was"))
 	}
 	v := namespace.TreeVersion{Root: res.Root, Entries: res.Entries, Bytes: res.Bytes, Comment: f.comment}
+	var warnings []string
+	v.Packages, warnings = t.recordPackages(ctx, res.Root)
+	for _, w := range warnings {
+		t.a.note("warning: %s", w)
+	}
 	out.Version, err = t.pub.AddTreeAfter(ctx, t.version.Name, t.newest, v)
 	if namespace.IsKind(err, namespace.Exist) {
 		if !f.rebase {
@@ -321,6 +326,7 @@ func (a *app) rebase(ctx context.Context, w *workshop, p *trust.Publisher, name 
 			return patched{Version: version, Root: res.Root}, nil
 		}
 		v.Root, v.Entries, v.Bytes = res.Root, res.Entries, res.Bytes
+		v.Packages, _ = w.recordPackages(ctx, res.Root) // one that was made for mine has warned
 		got, err := p.AddTreeAfter(ctx, name, version.N, v)
 		if !namespace.IsKind(err, namespace.Exist) {
 			return patched{Version: got, Root: res.Root, Changed: true, Counts: counts, NewBytes: res.NewBytes}, err
