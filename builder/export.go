@@ -28,6 +28,11 @@ type sink interface {
 	extent(data []byte, hole uint64) error
 }
 
+// exportWaits is how many requests may wait for a distant origin beside the processors' work; what is
+// ahead, at most a chunk of ChunkBytesMax for each of twice as many jobs, stays below 64 MiB on two
+// processors.
+const exportWaits = 6
+
 // exporter reads a tree in order. Content is read ahead by several goroutines, in batches that
 // keep the frames shared by small neighbours together, so that neither the processor nor a distant
 // origin is waited for; what is ahead is bounded by the queues.
@@ -65,9 +70,9 @@ func export(ctx context.Context, s *Stored, root namespace.Digest, out sink, o E
 		return err
 	}
 	group, gctx := errgroup.WithContext(ctx)
-	workers := runtime.GOMAXPROCS(0) + 2 // two that wait for the origin
+	workers := runtime.GOMAXPROCS(0) + exportWaits
 	x := &exporter{from: s, group: group, ctx: gctx, batch: &exportJob{},
-		work: make(chan *exportJob, 4*workers), order: make(chan *exportJob, 4*workers)}
+		work: make(chan *exportJob, 2*workers), order: make(chan *exportJob, 2*workers)}
 	group.Go(func() error {
 		defer close(x.work)
 		defer close(x.order)

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -216,8 +217,13 @@ func TestLayersChangedMeanwhile(t *testing.T) {
 	}
 	_, _, err := importLayers(t, l)
 	wantKind(t, "another layer", err, namespace.Unavailable, "layer 1")
+	l.Layers[0].Open = func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(failing{errors.New("corrupt input")}), nil // as decompressors say it
+	}
+	_, _, err = importLayers(t, l)
+	wantKind(t, "a layer that fails at once", err, namespace.Corrupt, "layer 1")
 	fails := namespace.E(namespace.Denied, "open", "layer", nil)
-	l.Layers[1].Open = func(context.Context) (io.ReadCloser, error) { return nil, fails }
+	l.Layers[0].Open = func(context.Context) (io.ReadCloser, error) { return nil, fails }
 	_, _, err = importLayers(t, l)
 	wantKind(t, "a layer that does not open", err, namespace.Denied)
 }

@@ -63,7 +63,7 @@ func newTarRead(p *pipeline) *tarRead {
 func (r *tarRead) entries(ctx context.Context, raw io.Reader, name string, fn func(*tar.Header) error) error {
 	in, err := decompress(raw)
 	if err != nil {
-		return namespace.E(namespace.KindOf(err), "import", name, err)
+		return namespace.E(archiveKind(err), "import", name, err)
 	}
 	defer in.Close()
 	tail := &tailReader{r: in}

@@ -101,9 +101,14 @@ func openLayer(raw io.ReadCloser, d v1.Descriptor, diff v1.Hash) (*layerReader, 
 	if err != nil {
 		return nil, err
 	}
-	l.close = append(l.close, plain)
-	l.plain, err = newVerified(plain, diff, -1)
-	return l, err
+	early := newAhead(plain)
+	l.close = append(l.close, plain, early)
+	if l.plain, err = newVerified(early, diff, -1); err != nil {
+		early.Close()
+		plain.Close()
+		return nil, err
+	}
+	return l, nil
 }
 
 // decompress tells a layer's compression by its first bytes, as container engines do.
@@ -119,6 +124,85 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 		return object.NewZstdReader(r)
 	}
 	return io.NopCloser(r), nil
+}
+
+// aheadBytes and aheadBuffers bound what is decompressed before it is wanted.
+const (
+	aheadBytes   = 256 << 10
+	aheadBuffers = 4
+)
+
+// ahead reads in a goroutine of its own, so that decompression and what uses it run side by side.
+type ahead struct {
+	full chan piece
+	free chan []byte
+	quit chan struct{}
+	done chan struct{}
+	at   piece
+	rest []byte // of at
+}
+
+// piece is what was read, and the error that followed.
+type piece struct {
+	b   []byte
+	n   int
+	err error
+}
+
+// newAhead starts to read r, until its end or Close.
+func newAhead(r io.Reader) *ahead {
+	a := &ahead{full: make(chan piece, aheadBuffers), free: make(chan []byte, aheadBuffers),
+		quit: make(chan struct{}), done: make(chan struct{})}
+	for range aheadBuffers {
+		a.free <- make([]byte, aheadBytes)
+	}
+	go a.run(r)
+	return a
+}
+
+func (a *ahead) run(r io.Reader) {
+	defer close(a.done)
+	for {
+		select {
+		case <-a.quit:
+			return
+		case b := <-a.free:
+			p := piece{b: b}
+			for p.n < len(b) && p.err == nil {
+				var n int
+				n, p.err = r.Read(b[p.n:])
+				p.n += n
+			}
+			a.full <- p // there is room: as much as there are buffers
+			if p.err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Read implements io.Reader.
+func (a *ahead) Read(b []byte) (int, error) {
+	for len(a.rest) == 0 {
+		if a.at.err != nil {
+			return 0, a.at.err
+		}
+		if a.at.b != nil {
+			a.free <- a.at.b
+		}
+		a.at = <-a.full
+		a.rest = a.at.b[:a.at.n]
+	}
+	n := copy(b, a.rest)
+	a.rest = a.rest[n:]
+	return n, nil
+}
+
+// Close ends the goroutine, and waits for it: what it reads is closed next.
+func (a *ahead) Close() error {
+	close(a.quit)
+	<-a.done
+	return nil
 }
 
 // Read implements io.Reader.
