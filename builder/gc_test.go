@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -159,7 +161,7 @@ func TestCollect(t *testing.T) {
 	last := tree(t, mem, all[5].Root)
 	before := stored(t, mem)
 
-	r, err := o.collect(t.Context(), 1)
+	r, err := builder.Collect(t.Context(), mem, builder.CollectOptions{Retain: o.policy(1), Grace: time.Hour})
 	must(t, err)
 	if now := stored(t, mem); !maps.Equal(now, before) {
 		t.Errorf("within the grace period %d objects became %d: %+v", len(before), len(now), r)
@@ -416,6 +418,29 @@ func TestCollectLeavesOldPacksToReaders(t *testing.T) {
 		must(t, err)
 		if run == 0 && r.Repacked.Objects == 0 || run < 2 != (there() == len(old.Packs())) {
 			t.Errorf("run %d: %d of %d old packs are there, %d were repacked", run, there(), len(old.Packs()), r.Repacked.Objects)
+		}
+	}
+}
+
+// A record that learns to name another object must be known to Policy.Retain, or the object is
+// collected and is not mirrored.
+func TestRetainKnowsEveryReference(t *testing.T) {
+	known := map[reflect.Type][]string{
+		reflect.TypeFor[namespace.TreeVersion]():      {"Root", "Packages"},
+		reflect.TypeFor[namespace.NamespaceVersion](): {"Manifest"},
+		reflect.TypeFor[namespace.Manifest]():         {"Root"},
+		reflect.TypeFor[namespace.ManifestMount]():    {"Tree"},
+		reflect.TypeFor[namespace.Pointer]():          {"Manifest", "Prev"},
+	}
+	for typ, want := range known {
+		var got []string
+		for f := range typ.Fields() {
+			if strings.Contains(f.Type.String(), "Digest") {
+				got = append(got, f.Name)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%v names objects by %v: see that retain.go retains them, then list them here", typ, got)
 		}
 	}
 }
