@@ -128,7 +128,8 @@ const dirsChunks = 2 << 20
 // packDirs reads packs' directories and keeps those used last. What a directory says is not
 // verified. Safe for concurrent use.
 type packDirs struct {
-	from namespace.Store
+	from  namespace.Store
+	limit int // chunks
 
 	mu     sync.Mutex // guards what follows; not held while from is asked
 	held   map[namespace.Digest]*list.Element
@@ -146,7 +147,7 @@ type packDir struct {
 }
 
 func newPackDirs(from namespace.Store) *packDirs {
-	return &packDirs{from: from, held: map[namespace.Digest]*list.Element{}, recent: list.New()}
+	return &packDirs{from: from, limit: dirsChunks, held: map[namespace.Digest]*list.Element{}, recent: list.New()}
 }
 
 // get returns the directory of a pack. Kinds: NotExist, Corrupt, Limit, those of the store.
@@ -174,7 +175,7 @@ func (p *packDirs) get(ctx context.Context, d namespace.Digest) (*packDir, error
 		p.held[d] = p.recent.PushFront(dir)
 		p.chunks += dir.chunks
 	}
-	for p.chunks > dirsChunks && p.recent.Len() > 1 {
+	for p.chunks > p.limit && p.recent.Len() > 1 {
 		last := p.recent.Remove(p.recent.Back()).(*packDir)
 		delete(p.held, last.pack)
 		p.chunks -= last.chunks

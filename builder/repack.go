@@ -21,6 +21,10 @@ const movesMax = 512 << 10
 // covers them; the old packs are renewed, so that they stay for readers of old locators; locators.
 // A crash in between leaves new packs that nothing names, or locators of which some name the old
 // and some the new ones. Both are whole, and the next collection goes on from there.
+//
+// The age of a pack does not matter: imports renew those that they build on, so that the ones in use
+// are always young. An import that is running may build on what looks dead here; it finds the old
+// pack, which stays, and which the next collection sees in use.
 func (c *collector) repack() error {
 	var batch []namespace.Digest
 	moves := 0
@@ -36,13 +40,6 @@ func (c *collector) repack() error {
 		u := c.packs[d]
 		if u.whole || u.share() >= c.o.Repack {
 			continue
-		}
-		t, err := c.ager.Time(c.ctx, namespace.Key{Class: namespace.Pack, Digest: d})
-		if namespace.IsKind(err, namespace.NotExist) || err == nil && !t.Before(c.before) {
-			continue // an import may be about to use what looks dead
-		}
-		if err != nil {
-			return err
 		}
 		if c.o.DryRun {
 			c.report.Repacked.add(int64(u.size))

@@ -24,7 +24,8 @@ type VerifyOptions struct {
 	// Names are what people call the roots. With them faults say which versions need what is
 	// damaged, and a version that a collection dropped is no fault.
 	Names []NamedRoot
-	// Total, if set, is told how many objects and stored bytes there are to read, once, beforehand.
+	// Total, if set, is told how many objects and stored bytes there are to read, once, beforehand;
+	// with Quick these are at most so many catalogs, and no bytes are counted.
 	Total func(objects, bytes uint64)
 	// Progress, if set, is told the objects and stored bytes read so far. From one goroutine at
 	// a time.
@@ -39,7 +40,7 @@ type VerifyOptions struct {
 // VerifyOptions.Names; nobody does if it is empty and names were given.
 type Fault struct {
 	Class  string           `json:"class"`
-	Digest namespace.Digest `json:"digest"`
+	Digest namespace.Digest `json:"digest,omitzero"`
 	Path   string           `json:"path,omitempty"`
 	Kind   string           `json:"kind"`
 	Reason string           `json:"reason"`
@@ -145,12 +146,14 @@ func (v *verifier) total() error {
 	}
 	classes := []namespace.Class{namespace.Pack, namespace.Index, namespace.Blob}
 	if v.o.Quick {
-		classes = []namespace.Class{namespace.Blob, namespace.Locator}
+		classes = classes[2:]
 	}
 	var objects, bytes uint64
 	for _, class := range classes {
 		err := v.store.List(v.ctx, class, func(_ namespace.Key, size int64) error {
-			objects, bytes = objects+1, bytes+uint64(size)
+			if objects++; !v.o.Quick {
+				bytes += uint64(size)
+			}
 			return nil
 		})
 		if err != nil {

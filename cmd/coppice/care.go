@@ -33,7 +33,8 @@ it; exit status 11 if anything is. Versions that ` + "`origin gc`" + ` dropped a
 it follows references and checks sizes, and reads no content.
 
 With --json, "faults" lists each damaged object: class, digest, path in the tree where it was met
-first, kind, reason, and in "needs" the versions (NAME@N, or "channel NAME").`,
+first, kind, reason, and in "needs" the versions (NAME@N, or "channel NAME"). A record that is
+damaged, or not signed as it must be, has the class "ref" and its name as the path.`,
 		Example: "  coppice origin verify --origin /srv/origin\n  coppice origin verify --quick --json",
 		Args:    exact(0),
 		RunE:    func(c *cobra.Command, _ []string) error { return a.verifyOrigin(c.Context(), quick) },
@@ -47,8 +48,11 @@ func (a *app) verifyOrigin(ctx context.Context, quick bool) error {
 	if err != nil {
 		return err
 	}
-	bad := []string{}
-	policy := builder.Policy{All: true, Bad: func(_ namespace.RefName, err error) { bad = append(bad, err.Error()) }}
+	bad, refs := []string{}, []builder.Fault{}
+	policy := builder.Policy{All: true, Bad: func(n namespace.RefName, err error) {
+		bad = append(bad, err.Error())
+		refs = append(refs, builder.Fault{Class: "ref", Path: n.String(), Kind: namespace.KindOf(err).String(), Reason: err.Error(), Needs: []string{}})
+	}}
 	all, err := policy.Retain(ctx, w.refs, w.origin)
 	if err != nil {
 		return err
@@ -69,13 +73,14 @@ func (a *app) verifyOrigin(ctx context.Context, quick bool) error {
 	if err != nil {
 		return err
 	}
+	rep.Faults = append(refs, rep.Faults...)
 	return a.verified(w.dir, rep, bad, append(rep.Dropped, all.Missing...))
 }
 
 // verified prints the result of `origin verify`.
 func (a *app) verified(dir string, rep builder.VerifyReport, bad, dropped []string) error {
 	err := a.result(map[string]any{"objects": rep.Objects, "bytes": rep.Bytes, "catalogs": rep.Catalogs, "chunks": rep.Chunks,
-		"problems": bad, "faults": append([]builder.Fault{}, rep.Faults...), "dropped": append([]string{}, dropped...)}, func(out io.Writer) {
+		"problems": bad, "faults": rep.Faults, "dropped": append([]string{}, dropped...)}, func(out io.Writer) {
 		for _, p := range bad {
 			fmt.Fprintln(out, p)
 		}
@@ -178,11 +183,13 @@ func (a *app) gcOrigin(ctx context.Context, f gcFlags) error {
 	if err != nil {
 		return err
 	}
-	unlock, err := w.lockCare()
-	if err != nil {
-		return err
+	if !f.dryRun {
+		unlock, err := w.lockCare()
+		if err != nil {
+			return err
+		}
+		defer unlock()
 	}
-	defer unlock()
 	bar := a.progress("collecting", "objects")
 	o.Retain = func(ctx context.Context) (builder.Retained, error) { return policy.Retain(ctx, w.refs, w.origin) }
 	o.Progress = func(_ string, objects uint64) { bar.Set(objects, 0, 0, 0) }
