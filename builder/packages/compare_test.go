@@ -153,6 +153,8 @@ func FuzzDecode(f *testing.F) {
 func TestQuery(t *testing.T) {
 	p := Package{Ecosystem: Deb, Name: "libssl3", Version: "3.0.16-1~deb12u1", Source: "openssl"}
 	bin := Package{Ecosystem: Deb, Name: "libgcc-s1", Version: "12.2.0-14", Source: "gcc-12", SourceVersion: "12.2.0-15"}
+	epoch := Package{Ecosystem: RPM, Name: "k", Version: "1:1.5-3"}
+	alpine := Package{Ecosystem: APK, Name: "musl", Version: "1.2.5-r0"}
 	py := Package{Ecosystem: PyPI, Name: "Foo.Bar_baz", Version: "1.0"}
 	for _, c := range []struct {
 		q    string
@@ -163,6 +165,9 @@ func TestQuery(t *testing.T) {
 		{"openssl<3.0.17", p, true}, {"openssl < 3.0.17", p, true}, {"openssl<3.0.16", p, false}, {"openssl>=3.0.16", p, true},
 		{"openssl=3.0.16-1~deb12u1", p, true}, {"openssl==3.0.16-1~deb12u1", p, true}, {"openssl!=3.0.16-1~deb12u1", p, false},
 		{"openssl>1:0.1", p, false}, {"openssl<=3.0.16-1", p, true},
+		{"openssl=3.0.16", p, true}, {"openssl<=3.0.16", p, true}, {"openssl>3.0.16", p, false}, {"openssl<3.0.16-1", p, true},
+		{"k<2", epoch, true}, {"k=1.5", epoch, true}, {"k<0:2", epoch, false}, {"k=1:1.5", epoch, true}, {"k<1.5-4", epoch, true}, {"k<1.5-3", epoch, false},
+		{"musl=1.2.5", alpine, true}, {"musl<1.2.5-r1", alpine, true}, {"musl>1.2.5", alpine, false},
 		{"gcc-12=12.2.0-15", bin, true}, {"gcc-12=12.2.0-14", bin, false}, {"libgcc-s1=12.2.0-14", bin, true},
 		{"foo-bar-baz", py, true}, {"pypi:FOO_bar.baz>0.9", py, true}, {"foo-bar", py, false},
 		{"npm:@scope/x>1", Package{Ecosystem: NPM, Name: "@scope/x", Version: "1.0.1"}, true},
