@@ -22,6 +22,7 @@ func made(t *testing.T, lines ...string) *Table {
 		if len(f) > 2 {
 			p.Path = f[2]
 		}
+		p.Name, p.Arch, _ = strings.Cut(name, "/arch=")
 		table.Packages = append(table.Packages, p)
 	}
 	slices.SortFunc(table.Packages, comparePackages)
@@ -54,6 +55,10 @@ func TestCompare(t *testing.T) {
 		"a copy went, no downgrade":       {[]string{"npm:m 2.0.0 a", "npm:m 1.0.0 b"}, []string{"npm:m 1.0.0 b"}, []string{"removed m 2.0.0→"}},
 		"moved to another place":          {[]string{"npm:m 2.0.0 a", "npm:m 1.0.0 b"}, []string{"npm:m 1.0.0 a", "npm:m 2.0.0 b"}, nil},
 		"each in its place, one is older": {[]string{"npm:m 2.0.0 a", "npm:m 1.0.0 b"}, []string{"npm:m 1.5.0 a", "npm:m 3.0.0 b"}, []string{"downgraded m 2.0.0→1.5.0", "upgraded m 1.0.0→3.0.0"}},
+		"of two architectures":            {[]string{"deb:a/arch=amd64 1", "deb:a/arch=i386 2"}, []string{"deb:a/arch=amd64 2", "deb:a/arch=i386 1"}, []string{"upgraded a 1→2", "downgraded a 2→1"}},
+		"one architecture went":           {[]string{"deb:a/arch=amd64 1", "deb:a/arch=i386 1"}, []string{"deb:a/arch=amd64 2"}, []string{"upgraded a 1→2", "removed a 1→"}},
+		"for all, then for one":           {[]string{"deb:a/arch=all 2"}, []string{"deb:a/arch=amd64 1"}, []string{"downgraded a 2→1"}},
+		"for all, the same version":       {[]string{"deb:a/arch=all 2"}, []string{"deb:a/arch=amd64 2"}, nil},
 		"from nothing":                    {nil, []string{"deb:a 1"}, []string{"added a →1"}},
 	} {
 		got := told(Compare(made(t, c.before...), made(t, c.after...)))
