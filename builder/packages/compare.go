@@ -30,8 +30,9 @@ type Change struct {
 }
 
 // Compare returns how the packages of two tables differ, in the order of a table. Packages that are
-// installed several times (kernels, modules below other modules) are paired by place, and what is
-// left from the newest version on, so that one copy gone is not an upgrade of another.
+// installed several times (two architectures, kernels, modules below other modules) are paired by what
+// did not change, by place and by architecture, and what is left from the newest version on, so
+// that one copy gone is not an upgrade of another.
 func Compare(before, after *Table) []Change {
 	var all []Change
 	old, next := before.Packages, after.Packages
@@ -50,9 +51,10 @@ func Compare(before, after *Table) []Change {
 	return all
 }
 
-// compareKeys orders packages by what makes them the same one in two tables.
+// compareKeys orders packages by what makes them the same one in two tables. The architecture does not:
+// a package that was for all and is for one now can still be older.
 func compareKeys(a, b Package) int {
-	return cmp.Or(cmp.Compare(a.Ecosystem, b.Ecosystem), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Arch, b.Arch))
+	return cmp.Or(cmp.Compare(a.Ecosystem, b.Ecosystem), cmp.Compare(a.Name, b.Name))
 }
 
 func cutKey(list []Package, key Package) (group, rest []Package) {
@@ -86,14 +88,16 @@ func compareGroup(old, next []Package) []Change {
 			next = append(next, rest...)
 		}
 	}
-	pair(func(p Package) string { return p.Version })
-	if len(next) > 0 && (next[0].Ecosystem == PyPI || next[0].Ecosystem == NPM) {
-		pair(func(p Package) string { return p.Path })
-	}
 	newestFirst := func(a, b Package) int {
 		return cmp.Or(CompareVersions(a.Ecosystem, b.Version, a.Version), comparePackages(a, b))
 	}
+	pair(func(p Package) string { return p.Arch + " " + p.Version })
+	if len(next) > 0 && (next[0].Ecosystem == PyPI || next[0].Ecosystem == NPM) {
+		pair(func(p Package) string { return p.Path })
+	}
 	slices.SortFunc(old, newestFirst)
+	slices.SortFunc(next, newestFirst)
+	pair(func(p Package) string { return p.Arch })
 	slices.SortFunc(next, newestFirst)
 	for i := range max(len(old), len(next)) {
 		switch {

@@ -22,6 +22,7 @@ func made(t *testing.T, lines ...string) *Table {
 		if len(f) > 2 {
 			p.Path = f[2]
 		}
+		p.Name, p.Arch, _ = strings.Cut(name, "/arch=")
 		table.Packages = append(table.Packages, p)
 	}
 	slices.SortFunc(table.Packages, comparePackages)
@@ -54,6 +55,10 @@ func TestCompare(t *testing.T) {
 		"a copy went, no downgrade":       {[]string{"npm:m 2.0.0 a", "npm:m 1.0.0 b"}, []string{"npm:m 1.0.0 b"}, []string{"removed m 2.0.0→"}},
 		"moved to another place":          {[]string{"npm:m 2.0.0 a", "npm:m 1.0.0 b"}, []string{"npm:m 1.0.0 a", "npm:m 2.0.0 b"}, nil},
 		"each in its place, one is older": {[]string{"npm:m 2.0.0 a", "npm:m 1.0.0 b"}, []string{"npm:m 1.5.0 a", "npm:m 3.0.0 b"}, []string{"downgraded m 2.0.0→1.5.0", "upgraded m 1.0.0→3.0.0"}},
+		"of two architectures":            {[]string{"deb:a/arch=amd64 1", "deb:a/arch=i386 2"}, []string{"deb:a/arch=amd64 2", "deb:a/arch=i386 1"}, []string{"upgraded a 1→2", "downgraded a 2→1"}},
+		"one architecture went":           {[]string{"deb:a/arch=amd64 1", "deb:a/arch=i386 1"}, []string{"deb:a/arch=amd64 2"}, []string{"upgraded a 1→2", "removed a 1→"}},
+		"for all, then for one":           {[]string{"deb:a/arch=all 2"}, []string{"deb:a/arch=amd64 1"}, []string{"downgraded a 2→1"}},
+		"for all, the same version":       {[]string{"deb:a/arch=all 2"}, []string{"deb:a/arch=amd64 2"}, nil},
 		"from nothing":                    {nil, []string{"deb:a 1"}, []string{"added a →1"}},
 	} {
 		got := told(Compare(made(t, c.before...), made(t, c.after...)))
@@ -153,6 +158,8 @@ func FuzzDecode(f *testing.F) {
 func TestQuery(t *testing.T) {
 	p := Package{Ecosystem: Deb, Name: "libssl3", Version: "3.0.16-1~deb12u1", Source: "openssl"}
 	bin := Package{Ecosystem: Deb, Name: "libgcc-s1", Version: "12.2.0-14", Source: "gcc-12", SourceVersion: "12.2.0-15"}
+	epoch := Package{Ecosystem: RPM, Name: "k", Version: "1:1.5-3"}
+	alpine := Package{Ecosystem: APK, Name: "musl", Version: "1.2.5-r0"}
 	py := Package{Ecosystem: PyPI, Name: "Foo.Bar_baz", Version: "1.0"}
 	for _, c := range []struct {
 		q    string
@@ -163,6 +170,9 @@ func TestQuery(t *testing.T) {
 		{"openssl<3.0.17", p, true}, {"openssl < 3.0.17", p, true}, {"openssl<3.0.16", p, false}, {"openssl>=3.0.16", p, true},
 		{"openssl=3.0.16-1~deb12u1", p, true}, {"openssl==3.0.16-1~deb12u1", p, true}, {"openssl!=3.0.16-1~deb12u1", p, false},
 		{"openssl>1:0.1", p, false}, {"openssl<=3.0.16-1", p, true},
+		{"openssl=3.0.16", p, true}, {"openssl<=3.0.16", p, true}, {"openssl>3.0.16", p, false}, {"openssl<3.0.16-1", p, true},
+		{"k<2", epoch, true}, {"k=1.5", epoch, true}, {"k<0:2", epoch, false}, {"k=1:1.5", epoch, true}, {"k<1.5-4", epoch, true}, {"k<1.5-3", epoch, false},
+		{"musl=1.2.5", alpine, true}, {"musl<1.2.5-r1", alpine, true}, {"musl>1.2.5", alpine, false},
 		{"gcc-12=12.2.0-15", bin, true}, {"gcc-12=12.2.0-14", bin, false}, {"libgcc-s1=12.2.0-14", bin, true},
 		{"foo-bar-baz", py, true}, {"pypi:FOO_bar.baz>0.9", py, true}, {"foo-bar", py, false},
 		{"npm:@scope/x>1", Package{Ecosystem: NPM, Name: "@scope/x", Version: "1.0.1"}, true},

@@ -52,9 +52,7 @@ func ReadOwners(ctx context.Context, files Files, root namespace.Digest) (*Owner
 	}
 	o := &Owners{map[string]Owner{}, map[string]Owner{}}
 	err = catalog.Walk(ctx, files, root, func(p string, c *catalog.Catalog, e catalog.Entry) error {
-		if e.Type == catalog.File && isProject(p, string(e.Name)) {
-			s.projects = append(s.projects, place{p, c, e})
-		}
+		s.seeProject(p, c, e)
 		return nil
 	})
 	if err != nil {

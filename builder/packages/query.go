@@ -63,8 +63,10 @@ func (q Query) String() string {
 	return s
 }
 
-// Match reports whether p answers the query. Versions are compared by p's ecosystem: to deb,
-// 3.0.17-1 is newer than 3.0.17, and any 1:0.9 is newer than that.
+// Match reports whether p answers the query. Versions are compared by p's ecosystem. What the query
+// leaves out of its version does not count: 1:3.0.17-4 of deb or rpm is 3.0.17 to "=3.0.17", and
+// older to "<3.0.18", though its epoch alone would make it newer: who asks for a version with a hole
+// must not miss one.
 func (q Query) Match(p Package) bool {
 	if q.Ecosystem != "" && q.Ecosystem != p.Ecosystem {
 		return false
@@ -100,7 +102,7 @@ func (q Query) holds(eco Ecosystem, version string) bool {
 	if q.Op == "" {
 		return true
 	}
-	c := CompareVersions(eco, version, q.Version)
+	c := CompareVersions(eco, asPrecise(eco, version, q.Version), q.Version)
 	switch q.Op {
 	case "<":
 		return c < 0
@@ -114,6 +116,22 @@ func (q Query) holds(eco Ecosystem, version string) bool {
 		return c >= 0
 	}
 	return c > 0
+}
+
+// asPrecise drops from a version the epoch and the distribution's revision that asked does not have.
+func asPrecise(eco Ecosystem, version, asked string) string {
+	if eco == Deb || eco == RPM {
+		if _, rest, ok := strings.Cut(version, ":"); ok && !strings.Contains(asked, ":") {
+			version = rest
+		}
+		if i := strings.LastIndexByte(version, '-'); i >= 0 && !strings.Contains(asked, "-") {
+			version = version[:i]
+		}
+	}
+	if i := strings.LastIndex(version, "-r"); eco == APK && i >= 0 && !strings.Contains(asked, "-r") {
+		version = version[:i]
+	}
+	return version
 }
 
 // Find returns the packages of t that answer the query.

@@ -80,10 +80,19 @@ func (s *scan) see(p string, c *catalog.Catalog, e catalog.Entry) error {
 		return nil
 	}
 	s.libs.see(p, c, e)
-	if e.Type == catalog.File && isProject(p, string(e.Name)) {
-		s.projects = append(s.projects, place{p, c, e})
-	}
+	s.seeProject(p, c, e)
 	return nil
+}
+
+// seeProject keeps the files that describe a project.
+func (s *scan) seeProject(p string, c *catalog.Catalog, e catalog.Entry) {
+	switch {
+	case e.Type != catalog.File || !isProject(p, string(e.Name)):
+	case len(s.projects) < PackagesMax:
+		s.projects = append(s.projects, place{p, c, e})
+	default:
+		s.blame(path.Dir(path.Dir(p)), fmt.Errorf("more than %d projects", PackagesMax))
+	}
 }
 
 // blame notes that something at path could not be used.

@@ -62,7 +62,7 @@ func (s Subject) id(format string) string {
 
 func (s Subject) created() string { return s.Created.UTC().Format(time.RFC3339) }
 
-// CycloneDX writes the bill of materials of t in CycloneDX's JSON. Kinds: those of w.
+// CycloneDX writes the bill of materials of t in CycloneDX 1.6's JSON. Kinds: those of w.
 func CycloneDX(w io.Writer, t *Table, of Subject) error {
 	bom := cdx.NewBOM()
 	bom.SerialNumber = "urn:uuid:" + of.id("cyclonedx")
@@ -95,7 +95,7 @@ func CycloneDX(w io.Writer, t *Table, of Subject) error {
 	}
 	bom.Components = &components
 	enc := cdx.NewBOMEncoder(w, cdx.BOMFileFormatJSON).SetPretty(true).SetEscapeHTML(false)
-	if err := enc.Encode(bom); err != nil {
+	if err := enc.EncodeVersion(bom, cdx.SpecVersion1_6); err != nil {
 		return namespace.E(namespace.KindOf(err), "write", "bill of materials", err)
 	}
 	return nil
@@ -118,7 +118,7 @@ func SPDX(w io.Writer, t *Table, of Subject) error {
 		Packages: []*spdx.Package{{
 			PackageName: of.Name, PackageSPDXIdentifier: tree, PackageVersion: of.Version, PackageDownloadLocation: noAssertion,
 			PackageLicenseConcluded: noAssertion, PackageLicenseDeclared: noAssertion, PackageCopyrightText: noAssertion,
-			PackageSummary: t.Distro.Name, PackageComment: "root " + of.Root.String(), PrimaryPackagePurpose: "OPERATING-SYSTEM",
+			PackageSummary: t.Distro.Name, PackageComment: "root " + of.Root.String(),
 		}},
 		Relationships: []*spdx.Relationship{relation("DOCUMENT", "DESCRIBES", tree)},
 	}

@@ -132,7 +132,7 @@ func (a *app) treeSBOM() *cobra.Command {
 		Use:   "sbom NAME@N",
 		Short: "Write a version's software bill of materials",
 		Long: `Writes the packages of a version to standard output as a bill of materials, in the JSON of
-CycloneDX or of SPDX 2.3, with package URLs. It is made from the version alone, time and serial
+CycloneDX 1.6 or of SPDX 2.3, with package URLs. It is made from the version alone, time and serial
 number included, so the same version gives the same bytes everywhere.`,
 		Example: "  coppice tree sbom debian@3 --format spdx >debian.spdx.json",
 		Args:    exact(1),

@@ -25,8 +25,9 @@ that of the source package it was built from, and, if wanted, a relation to a ve
   'openssl<3.0.17'   older than 3.0.17; the relations are <, <=, =, !=, >= and >
   deb:libc6          only of deb; the kinds are deb, rpm, apk, pypi and npm
 
-Versions are compared as the kind of package compares them: to deb, 3.0.17-1 is newer than 3.0.17,
-and 1:0.9, which has an epoch, is newer than both. Exit status 3 if nothing answers.`,
+Versions are compared as the kind of package compares them. What QUERY leaves out does not count: to
+'openssl=3.0.17' an epoch before and a distribution's revision after it, as in 1:3.0.17-4, do not matter;
+to 'openssl<3.0.17-4' the revision does. Exit status 3 if nothing answers.`,
 		Example: "  coppice where 'openssl<3.0.17'\n  coppice where deb:libc6 --json",
 		Args:    exact(1),
 		RunE: func(c *cobra.Command, args []string) error {
