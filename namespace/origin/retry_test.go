@@ -25,7 +25,7 @@ func everyOther() func(storetest.Call) storetest.Fault {
 		if seen[at]++; seen[at]%2 == 1 {
 			return storetest.Fault{Err: errDown}
 		}
-		if c.Key.Class == namespace.Locator {
+		if !c.Key.Class.Immutable() {
 			return storetest.Fault{}
 		}
 		return storetest.Fault{Cut: 60_001}
