@@ -459,19 +459,18 @@ func (f *deltaFile) memory() int64 {
 	need := int64(3 * min(f.entry.Size, delta.FileBytesMax))
 	for _, b := range f.bases {
 		if old := b.Entry.Size; old <= delta.FileBytesMax {
-			need = max(need, delta.Memory(delta.Bytes, int(old), int(f.entry.Size)))
-			if old <= bitsFileMax {
-				need = max(need, delta.Memory(delta.Bits, int(old), int(f.entry.Size)))
+			kind := delta.Bytes // as far as a name says
+			switch path.Ext(f.path) {
+			case ".bc":
+				kind = delta.Bits
+			case ".gz":
+				kind = delta.Gzip
 			}
+			need = max(need, delta.Memory(kind, int(old), int(f.entry.Size)))
 		}
 	}
 	return min(need, deltaMemory)
 }
-
-// bitsFileMax is the largest file that is compared by bits: it takes eight times as long.
-const bitsFileMax = 4 << 20
-
-var bitcodeMagic = []byte("BC\xc0\xde")
 
 // difference sets f's payload to the smallest of its forms: a patch on one of its bases, or itself,
 // compressed together with others. It stays nil if the plain chunks are no larger.
@@ -501,19 +500,22 @@ func (d *deltas) difference(ctx context.Context, c *deltaCatalog, f *deltaFile) 
 		if err != nil {
 			return err
 		}
-		kinds := []delta.Kind{delta.Bytes}
-		if bytes.HasPrefix(old, bitcodeMagic) && bytes.HasPrefix(new, bitcodeMagic) && len(old) <= bitsFileMax {
-			kinds = []delta.Kind{delta.Bits}
+		patch, err := bestDiff(old, new)
+		if err != nil {
+			return err
 		}
-		for _, k := range kinds {
-			patch, err := delta.Diff(k, old, new)
-			if err != nil {
-				return err
-			}
-			offer(patch, base)
-		}
+		offer(patch, base)
 	}
 	return nil
+}
+
+// bestDiff makes a patch of the kind that suits the files.
+func bestDiff(old, new []byte) ([]byte, error) {
+	patch, err := delta.Diff(delta.ForFile(old, new), old, new)
+	if namespace.IsKind(err, namespace.Invalid) { // not compressed as it seems to be
+		patch, err = delta.Diff(delta.Bytes, old, new)
+	}
+	return patch, err
 }
 
 // estimate returns about how many bytes a payload takes compressed on its own.

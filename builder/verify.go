@@ -14,6 +14,7 @@ import (
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/catalog"
 	"coppice.dev/coppice/namespace/object"
+	"coppice.dev/coppice/namespace/object/delta"
 )
 
 // VerifyOptions of [VerifyStore]. The zero value is the default.
@@ -62,9 +63,9 @@ const faultsMax = 10_000
 
 // VerifyStore reads every object of store and follows every reference from roots: bytes are those
 // that names promise, every frame decodes, every chunk has its digest, every catalog opens and
-// every locator leads to every chunk. Problems are reported, not returned; the error is for what
-// prevented the check. Memory: a digest for each catalog and each of its references, the largest
-// segment of the index, and bounded caches. Kinds: those of the store but NotExist, Canceled.
+// every locator leads to every chunk, deltas are well-formed. Problems are reported, not returned; the
+// error is for what prevented the check. Memory: a digest for each catalog and each of its references,
+// the largest segment of the index, and bounded caches. Kinds: those of the store but NotExist, Canceled.
 func VerifyStore(ctx context.Context, store namespace.Store, roots []namespace.Digest, o VerifyOptions) (VerifyReport, error) {
 	v := &verifier{ctx: ctx, store: store, o: o, dirs: newPackDirs(store), bad: map[namespace.Digest]*badChunks{},
 		faults: map[namespace.Key]int{}, hits: map[namespace.Digest][]int{}, below: map[namespace.Digest][]namespace.Digest{}}
@@ -81,6 +82,7 @@ func VerifyStore(ctx context.Context, store namespace.Store, roots []namespace.D
 		content(namespace.Pack, v.pack),
 		content(namespace.Index, v.index),
 		content(namespace.Blob, v.blob),
+		content(namespace.Delta, v.delta),
 		func() error { return v.trees(roots) },
 		v.blame,
 	} {
@@ -191,7 +193,7 @@ func (v *verifier) each(class namespace.Class, check func(namespace.Key, []byte)
 var objectBytesMax = map[namespace.Class]int64{
 	namespace.Blob: namespace.CatalogBytesMax, namespace.Pack: namespace.PackBytesMax,
 	namespace.Locator: namespace.LocatorBytesMax, namespace.Index: namespace.IndexBytesMax,
-	namespace.Delta: namespace.CatalogBytesMax,
+	namespace.Delta: namespace.DeltaBytesMax,
 }
 
 // read counts an object.
@@ -297,6 +299,31 @@ func (v *verifier) index(k namespace.Key, b []byte) error {
 func (v *verifier) blob(k namespace.Key, b []byte) error {
 	_, err := object.DecodeBlob(b, k.Digest, namespace.CatalogBytesMax)
 	return err
+}
+
+// delta checks that every frame of a delta object decodes and that nothing follows the last. What
+// it makes is not tried: endpoints verify that, and do without it when it is wrong.
+func (v *verifier) delta(k namespace.Key, b []byte) error {
+	o, err := delta.Open(b, k.Digest)
+	if err != nil {
+		return err
+	}
+	end, err := delta.Need(b)
+	if err != nil {
+		return err
+	}
+	for i, f := range o.Frames {
+		if end = f.Off + int64(f.Len); end > int64(len(b)) {
+			return namespace.E(namespace.Corrupt, "verify", k.String(), fmt.Errorf("frame %d ends at %d of %d bytes", i, end, len(b)))
+		}
+		if _, err := delta.DecodeFrame(f, b[f.Off:end]); err != nil {
+			return fmt.Errorf("frame %d: %w", i, err)
+		}
+	}
+	if end != int64(len(b)) {
+		return namespace.E(namespace.Corrupt, "verify", k.String(), fmt.Errorf("%d bytes after the last frame", int64(len(b))-end))
+	}
+	return nil
 }
 
 // trees follows everything from roots, each catalog once.

@@ -47,6 +47,8 @@ const (
 	LocatorBytesMax = 1 << 30
 	// IndexBytesMax bounds one segment of the origin's chunk index.
 	IndexBytesMax = 4 << 30
+	// DeltaBytesMax bounds the delta object of one catalog; what would be larger is fetched as chunks.
+	DeltaBytesMax = 512 << 20
 	// RefBytesMax bounds a ref's record: about 20,000 versions of one name.
 	RefBytesMax = 8 << 20
 	// MountsMax bounds the mounts of one namespace.

@@ -229,7 +229,10 @@ func (d *Dir) Put(ctx context.Context, k namespace.Key, b []byte) error {
 func (d *Dir) makeShard(dir string) error {
 	err := d.root.Mkdir(dir, 0o755)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = d.root.MkdirAll(dir, 0o755)
+		// An origin older than the class.
+		if err = d.root.MkdirAll(dir, 0o755); err == nil {
+			err = d.syncDir(".")
+		}
 	}
 	if errors.Is(err, fs.ErrExist) {
 		return nil

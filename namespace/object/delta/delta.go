@@ -5,7 +5,8 @@
 //
 // # Patch (version 1)
 //
-//	u8 kind: how the old file is looked at; 0 as it is, 1 with all shifts by bits (see [Bits])
+//	u8 kind: how the files are looked at, see [Kind]
+//	uvarint size of the new content, if the kind is Gzip
 //	uvarint steps, changes, fresh: lengths of the columns below
 //	varint  × steps     where the old bytes of a step begin, from where those of the last one ended
 //	uvarint × steps     how many they are
@@ -23,6 +24,7 @@
 package delta
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -47,15 +49,33 @@ const (
 	// Bits takes the old file, followed by itself moved down by one to seven bits: fields of a bit
 	// stream, such as compiled bitcode, are found again behind a field that became longer.
 	Bits
+	// Gzip takes the content of both files, each after the ten bytes of its header, if gzip -9 made the
+	// new one: then it does so again. An old file that is not compressed is taken as it is.
+	Gzip
 	kindEnd
 )
+
+// ForFile returns the kind that suits a new file best, as far as its beginning says.
+func ForFile(old, new []byte) Kind {
+	const bitcode, gzipped = "BC\xc0\xde", "\x1f\x8b\x08\x00"
+	switch {
+	case bytes.HasPrefix(new, []byte(bitcode)) && len(old) <= BitsBytesMax/3: // it takes eight times as long
+		return Bits
+	case bytes.HasPrefix(new, []byte(gzipped)):
+		return Gzip
+	}
+	return Bytes
+}
 
 // Memory returns how many bytes making a difference of this kind takes at most, the two files
 // included.
 func Memory(k Kind, old, new int) int64 {
 	o := int64(old)
-	if k == Bits {
+	switch k {
+	case Bits:
 		o *= 9
+	case Gzip:
+		o += 2 * gunzipBytesMax
 	}
 	return 6*o + 2*int64(new) + 1<<20
 }
@@ -66,9 +86,18 @@ func corrupt(op, format string, args ...any) error {
 
 // base returns what a difference of kind k refers to.
 func (k Kind) base(old []byte) []byte {
-	if k != Bits {
-		return old
+	switch k {
+	case Bits:
+		return allShifts(old)
+	case Gzip:
+		if plain, ok := inflate(old); ok {
+			return plain
+		}
 	}
+	return old
+}
+
+func allShifts(old []byte) []byte {
 	all := make([]byte, 8*len(old))
 	n := copy(all, old)
 	for shift := 1; shift < 8; shift++ {
@@ -99,6 +128,7 @@ func (k Kind) fits(op string, old, new int) error {
 // columns are the parts of a patch.
 type columns struct {
 	kind    Kind
+	size    int // of the new content
 	steps   []step
 	gaps    []byte // uvarints
 	changes []byte
@@ -106,13 +136,22 @@ type columns struct {
 }
 
 // Diff returns a patch that makes new from old. Time and memory ([Memory]) are linear in both.
-// Equal input gives equal patches. Kinds of errors: Limit. Safe for concurrent use.
+// Equal input gives equal patches. Errors: Limit; Invalid (new is not what gzip -9 makes, and k is
+// Gzip). Safe for concurrent use.
 func Diff(k Kind, old, new []byte) ([]byte, error) {
-	if err := k.fits("make difference", len(old), len(new)); err != nil {
+	const op = "make difference"
+	if err := k.fits(op, len(old), len(new)); err != nil {
 		return nil, err
 	}
+	if k == Gzip {
+		plain, ok := gunzip(new)
+		if !ok {
+			return nil, namespace.E(namespace.Invalid, op, "", fmt.Errorf("the new file is not one that gzip -9 makes"))
+		}
+		new = plain
+	}
 	base := k.base(old)
-	c := columns{kind: k}
+	c := columns{kind: k, size: len(new)}
 	at, gap := 0, uint64(0)
 	newMatcher(base).steps(new, func(s step) {
 		c.steps = append(c.steps, s)
@@ -135,6 +174,9 @@ func Diff(k Kind, old, new []byte) ([]byte, error) {
 func (c *columns) encode() []byte {
 	b := make([]byte, 0, 64+len(c.steps)*8+len(c.gaps)+len(c.changes)+len(c.fresh))
 	b = append(b, byte(c.kind))
+	if c.kind == Gzip {
+		b = binary.AppendUvarint(b, uint64(c.size))
+	}
 	for _, n := range []int{len(c.steps), len(c.changes), len(c.fresh)} {
 		b = binary.AppendUvarint(b, uint64(n))
 	}
@@ -154,25 +196,23 @@ func (c *columns) encode() []byte {
 	return append(b, c.fresh...)
 }
 
-// decode reads a patch for an old file of a given size and a new one of size bytes. Slices alias
-// patch.
-func decode(patch []byte, old, size int) (*columns, error) {
-	if len(patch) == 0 || Kind(patch[0]) >= kindEnd {
-		return nil, fmt.Errorf("of a kind this build does not know")
+// decode reads a patch of kind k, without its first byte, for a base of a given size and a new file
+// of size bytes, or of those it says if k is Gzip. Slices alias patch.
+func decode(k Kind, patch []byte, base, size int) (*columns, error) {
+	c := &columns{kind: k, size: size}
+	r := cursor{b: patch}
+	if k == Gzip {
+		if c.size = int(r.uvarint(gzipHeader + gunzipBytesMax)); c.size < gzipHeader {
+			return nil, fmt.Errorf("a compressed file without a header")
+		}
 	}
-	c := &columns{kind: Kind(patch[0])}
-	base := old
-	if c.kind == Bits {
-		base *= 8
-	}
-	r := cursor{b: patch[1:]}
 	left := uint64(len(r.b))
 	steps, changes, fresh := r.uvarint(left/3), r.uvarint(left/2), r.uvarint(left)
 	if r.bad || 3*steps+2*changes+fresh > uint64(len(r.b)) {
 		return nil, fmt.Errorf("truncated, or impossible counts")
 	}
 	c.steps = make([]step, steps)
-	if err := r.steps(c.steps, base, size, int(fresh)); err != nil {
+	if err := r.steps(c.steps, base, c.size, int(fresh)); err != nil {
 		return nil, err
 	}
 	tail := uint64(len(r.b))
@@ -216,32 +256,38 @@ func (r *cursor) steps(steps []step, base, size, fresh int) error {
 }
 
 // Apply returns the file of size bytes that patch makes from old. What is returned is to be held
-// against a digest. Memory: the new file, and nine old ones if the patch is one of [Bits]; nothing is
-// allocated before patch is known to make size bytes. Errors: Limit (size or old exceeds the
-// bounds), Corrupt (patch is none for such files). Safe for concurrent use.
+// against a digest. Memory: the new file, and nine old ones if the patch is one of [Bits], or 75 MB
+// if it is one of [Gzip]; the new file is allocated when patch is known to make size bytes. Errors:
+// Limit (size or old exceeds the bounds), Corrupt (patch is none for such files). Safe for concurrent
+// use.
 func Apply(old, patch []byte, size int) ([]byte, error) {
 	const op = "apply difference"
-	if size < 0 {
-		return nil, corrupt(op, "%d bytes", size)
+	if size < 0 || len(patch) == 0 || Kind(patch[0]) >= kindEnd {
+		return nil, corrupt(op, "%d bytes, of a kind this build does not know", size)
 	}
-	if len(patch) > 0 {
-		if err := Kind(patch[0]).fits(op, len(old), size); err != nil {
-			return nil, err
+	k := Kind(patch[0])
+	if err := k.fits(op, len(old), size); err != nil {
+		return nil, err
+	}
+	base := k.base(old)
+	c, err := decode(k, patch[1:], len(base), size)
+	if err != nil {
+		return nil, corrupt(op, "%w", err)
+	}
+	b, err := c.apply(base)
+	if err != nil {
+		return nil, corrupt(op, "%w", err)
+	}
+	if k == Gzip {
+		if b = regzip(b); len(b) != size {
+			return nil, corrupt(op, "%d bytes compressed, want %d", len(b), size)
 		}
-	}
-	c, err := decode(patch, len(old), size)
-	if err != nil {
-		return nil, corrupt(op, "%w", err)
-	}
-	b, err := c.apply(c.kind.base(old), size)
-	if err != nil {
-		return nil, corrupt(op, "%w", err)
 	}
 	return b, nil
 }
 
-func (c *columns) apply(base []byte, size int) ([]byte, error) {
-	b := make([]byte, 0, size)
+func (c *columns) apply(base []byte) ([]byte, error) {
+	b := make([]byte, 0, c.size)
 	gaps, changes, fresh := cursor{b: c.gaps}, c.changes, c.fresh
 	next := func() int { // equal bytes before the next change
 		if len(changes) == 0 {

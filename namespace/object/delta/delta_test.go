@@ -64,6 +64,9 @@ func TestApplyRefuses(t *testing.T) {
 		"trailing byte":        {append(slices.Clone(good), 0), len(new), namespace.Corrupt},
 		"impossible counts":    {[]byte{0, 0xff, 0xff, 0x7f, 0, 0}, len(new), namespace.Corrupt},
 		"before the old file":  {[]byte{0, 1, 0, 0, 1, 43, 0}, 43, namespace.Corrupt},
+		"gzip of nothing":      {[]byte{2, 9, 0, 0, 0}, 20, namespace.Corrupt},
+		"gzip of too much":     {[]byte{2, 0xff, 0xff, 0xff, 0x7f, 0, 0, 0}, 20, namespace.Corrupt},
+		"gzip of other size":   {[]byte{2, 10, 1, 0, 0, 0, 10, 0}, 43, namespace.Corrupt},
 		"behind the old file":  {[]byte{0, 1, 0, 0, 2, 43, 0}, 43, namespace.Corrupt},
 		"varint not minimal":   {[]byte{0, 1, 0, 0, 0, 0xab, 0, 0}, 43, namespace.Corrupt},
 		"change by nothing":    {[]byte{0, 1, 1, 0, 0, 43, 0, 5, 0}, 43, namespace.Corrupt},
@@ -104,6 +107,13 @@ func FuzzApply(f *testing.F) {
 		f.Add(old, patch, len(old)-5)
 	}
 	f.Add(old, []byte{0, 1, 1, 0, 0, 43, 0, 5, 1}, 43)
+	packed := regzip(append([]byte("\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03"), old...))
+	patch, err := Diff(Gzip, old, packed)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(old, patch, len(packed))
+	f.Add(packed, patch, len(packed))
 	f.Fuzz(func(t *testing.T, old, patch []byte, size int) {
 		b, err := Apply(old, patch, size)
 		if err == nil && len(b) != size {

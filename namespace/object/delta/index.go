@@ -25,7 +25,7 @@ func (o *Object) encode() []byte {
 	for _, f := range o.Frames {
 		b = binary.AppendUvarint(b, uint64(f.Len))
 		b = binary.AppendUvarint(b, uint64(f.Plain))
-		b = append(b, byte(f.Codec))
+		b = binary.LittleEndian.AppendUint32(append(b, byte(f.Codec)), f.CRC)
 	}
 	hi := uint32(0)
 	for _, e := range o.Entries {
@@ -87,8 +87,8 @@ func (r *cursor) object(start int64) (*Object, error) {
 	o := &Object{Catalog: r.digest(), CatalogBytes: r.uvarint(FileBytesMax)}
 	left := uint64(len(r.b))
 	predecessors, bases := r.uvarint(left/namespace.DigestSize), r.uvarint(left/2)
-	frames, entries := r.uvarint(left/3), r.uvarint(left/6)
-	if r.bad || predecessors*namespace.DigestSize+bases+frames*3+entries*6 > uint64(len(r.b)) {
+	frames, entries := r.uvarint(left/7), r.uvarint(left/6)
+	if r.bad || predecessors*namespace.DigestSize+bases+frames*7+entries*6 > uint64(len(r.b)) {
 		return nil, fmt.Errorf("truncated, or impossible counts")
 	}
 	if o.CatalogBytes > 0 && (predecessors == 0 || frames == 0) {
@@ -160,10 +160,10 @@ func (r *cursor) base() ([]Extent, error) {
 
 func (r *cursor) frame(f *Frame, start int64) error {
 	f.Off, f.Len, f.Plain = start, uint32(r.uvarint(FrameBytesMax)), uint32(r.uvarint(FrameBytesMax))
-	if len(r.b) == 0 {
+	if len(r.b) < 5 {
 		return fmt.Errorf("is truncated")
 	}
-	f.Codec, r.b = object.Codec(r.b[0]), r.b[1:]
+	f.Codec, f.CRC, r.b = object.Codec(r.b[0]), binary.LittleEndian.Uint32(r.b[1:]), r.b[5:]
 	if f.Plain == 0 || f.Len == 0 || f.Codec > object.Zstd || (f.Codec == object.Raw) != (f.Len == f.Plain) || f.Len > f.Plain {
 		return fmt.Errorf("of %d bytes in %d, codec %d", f.Plain, f.Len, f.Codec)
 	}

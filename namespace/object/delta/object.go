@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"slices"
 
 	"coppice.dev/coppice/namespace"
@@ -21,6 +22,10 @@ const (
 	// in one frame, so it bounds patches too.
 	FrameBytesMax = 8 << 20
 )
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
 // Method says how an entry makes a file.
 type Method uint8
@@ -67,6 +72,7 @@ type Frame struct {
 	Len   uint32
 	Plain uint32
 	Codec object.Codec
+	CRC   uint32 // CRC-32C of the stored bytes: a delta object's name says nothing about them
 }
 
 // Object is the index of a delta object. Catalog is the one whose chunks it makes; Predecessors
@@ -82,7 +88,9 @@ type Object struct {
 	Frames       []Frame
 }
 
-// Find returns the entry that makes extent k of the chunk table, if there is one.
+// Find returns the entry that makes extent k of the chunk table, if there is one. Of files with
+// equal chunks, such as names of one file, only the first has an entry: whoever wants all looks
+// through Entries for the digests that are missing, and has the others then.
 func (o *Object) Find(k uint32) (*Entry, bool) {
 	lo, hi := 0, len(o.Entries)
 	for lo < hi {
@@ -100,11 +108,12 @@ func (o *Object) Find(k uint32) (*Entry, bool) {
 
 // Encode returns the bytes of a delta object (little endian):
 //
-//	header  24 B: magic "COPDLT1\n", u32 stored bytes of the index, u32 its plain size, u8 codec, 7 B zero
+//	header  24 B: magic "COPDLT1\n", u32 stored bytes of the index, u32 its plain size, u8 codec, 3 B zero,
+//	        u32 CRC-32C of its stored bytes
 //	index   compressed columns: the catalog's digest; uvarints: bytes of the catalog, predecessors, bases, frames, entries;
 //	        predecessors' digests; per base: uvarint extents, then for each uvarint size × 2, plus 1
 //	        and a digest unless it is a hole; frames: uvarint stored bytes, uvarint plain size, u8
-//	        codec; entries: columns of uvarints: step of Lo from the Hi before, extents, size, frame,
+//	        codec, u32 CRC-32C of the stored bytes; entries: columns of uvarints: step of Lo from the Hi before, extents, size, frame,
 //	        bytes, 0 for Plain or 1 + the number of the base
 //	frames  one after the other
 //
@@ -137,7 +146,7 @@ func Encode(o *Object, payloads [][]byte, catalogPatch []byte) ([]byte, error) {
 	var body []byte
 	for _, p := range plain {
 		stored, codec := object.EncodeBest(p)
-		x.Frames = append(x.Frames, Frame{Len: uint32(len(stored)), Plain: uint32(len(p)), Codec: codec})
+		x.Frames = append(x.Frames, Frame{Len: uint32(len(stored)), Plain: uint32(len(p)), Codec: codec, CRC: checksum(stored)})
 		body = append(body, stored...)
 	}
 	index := x.encode()
@@ -147,6 +156,7 @@ func Encode(o *Object, payloads [][]byte, catalogPatch []byte) ([]byte, error) {
 	binary.LittleEndian.PutUint32(b[8:], uint32(len(stored)))
 	binary.LittleEndian.PutUint32(b[12:], uint32(len(index)))
 	b[16] = byte(codec)
+	binary.LittleEndian.PutUint32(b[20:], checksum(stored))
 	b = append(append(b, stored...), body...)
 	if _, err := Open(b, o.Catalog); err != nil { // nothing is written that cannot be read
 		return nil, namespace.E(namespace.Invalid, op, o.Catalog.String(), err)
@@ -158,7 +168,7 @@ func Encode(o *Object, payloads [][]byte, catalogPatch []byte) ([]byte, error) {
 // HeaderBytes or more of it. Errors: Corrupt, Limit.
 func Need(head []byte) (int64, error) {
 	const op = "open delta"
-	if len(head) < HeaderBytes || string(head[:8]) != magic || !bytes.Equal(head[17:HeaderBytes], make([]byte, 7)) {
+	if len(head) < HeaderBytes || string(head[:8]) != magic || !bytes.Equal(head[17:20], make([]byte, 3)) {
 		return 0, corrupt(op, "not a delta, or of a version this build does not know")
 	}
 	stored, plain := binary.LittleEndian.Uint32(head[8:]), binary.LittleEndian.Uint32(head[12:])
@@ -180,6 +190,9 @@ func Open(head []byte, catalog namespace.Digest) (*Object, error) {
 	}
 	if int64(len(head)) < need {
 		return nil, corrupt(op, "%d bytes, want %d", len(head), need)
+	}
+	if checksum(head[HeaderBytes:need]) != binary.LittleEndian.Uint32(head[20:]) {
+		return nil, corrupt(op, "its index has another checksum")
 	}
 	size := int64(binary.LittleEndian.Uint32(head[12:]))
 	b, err := object.DecodeBest(head[HeaderBytes:need], object.Codec(head[16]), size, IndexBytesMax)
@@ -215,6 +228,9 @@ func MakeCatalog(o *Object, base, frame []byte) ([]byte, error) {
 func DecodeFrame(f Frame, stored []byte) ([]byte, error) {
 	if len(stored) != int(f.Len) {
 		return nil, corrupt("decode frame", "%d bytes, want %d", len(stored), f.Len)
+	}
+	if checksum(stored) != f.CRC {
+		return nil, corrupt("decode frame", "another checksum")
 	}
 	return object.DecodeBest(stored, f.Codec, int64(f.Plain), FrameBytesMax)
 }

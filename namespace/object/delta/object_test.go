@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"flag"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
@@ -157,8 +158,9 @@ func TestOpenRefuses(t *testing.T) {
 	}{
 		"nothing":         {nil, catalog, namespace.Corrupt},
 		"another magic":   {change(6, '2'), catalog, namespace.Corrupt},
-		"unused bytes":    {change(20, 1), catalog, namespace.Corrupt},
+		"unused bytes":    {change(18, 1), catalog, namespace.Corrupt},
 		"codec":           {change(16, 7), catalog, namespace.Corrupt},
+		"checksum":        {change(20, b[20]+1), catalog, namespace.Corrupt},
 		"another catalog": {b, namespace.Sum(nil), namespace.Corrupt},
 		"truncated":       {b[:need-1], catalog, namespace.Corrupt},
 		"too large":       {large, catalog, namespace.Limit},
@@ -219,6 +221,11 @@ func TestMakeRefuses(t *testing.T) {
 	if _, err := delta.DecodeFrame(f, b[f.Off:f.Off+int64(f.Len)-1]); !namespace.IsKind(err, namespace.Corrupt) {
 		t.Errorf("a stored frame cut off: %v", err)
 	}
+	flipped := slices.Clone(b[f.Off : f.Off+int64(f.Len)])
+	flipped[9] ^= 4
+	if _, err := delta.DecodeFrame(f, flipped); !namespace.IsKind(err, namespace.Corrupt) {
+		t.Errorf("a bit flipped in a frame: %v", err)
+	}
 	f.Plain--
 	if _, err := delta.DecodeFrame(f, b[f.Off:f.Off+int64(f.Len)]); !namespace.IsKind(err, namespace.Corrupt) {
 		t.Errorf("a frame larger than it says: %v", err)
@@ -240,8 +247,13 @@ func FuzzOpen(f *testing.F) {
 	raw := slices.Clone(b[:delta.HeaderBytes])
 	binary.LittleEndian.PutUint32(raw[8:], uint32(len(plain)))
 	raw[16] = byte(object.Raw)
+	binary.LittleEndian.PutUint32(raw[20:], crc32.Checksum(plain, crc32.MakeTable(crc32.Castagnoli)))
 	f.Add(append(raw, plain...))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if need, err := delta.Need(b); err == nil && need <= int64(len(b)) { // let mutations through
+			b = slices.Clone(b)
+			binary.LittleEndian.PutUint32(b[20:], crc32.Checksum(b[delta.HeaderBytes:need], crc32.MakeTable(crc32.Castagnoli)))
+		}
 		o, err := delta.Open(b, catalog)
 		if err != nil {
 			if !namespace.IsKind(err, namespace.Corrupt) && !namespace.IsKind(err, namespace.Limit) {
