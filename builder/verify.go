@@ -146,9 +146,9 @@ func (v *verifier) total() error {
 	if v.o.Total == nil {
 		return nil
 	}
-	classes := []namespace.Class{namespace.Pack, namespace.Index, namespace.Blob}
+	classes := []namespace.Class{namespace.Pack, namespace.Index, namespace.Blob, namespace.Delta}
 	if v.o.Quick {
-		classes = classes[2:]
+		classes = []namespace.Class{namespace.Blob}
 	}
 	var objects, bytes uint64
 	for _, class := range classes {
