@@ -66,10 +66,14 @@ func ReadOwners(ctx context.Context, files Files, root namespace.Digest) (*Owner
 	return o, nil
 }
 
+// ownedMax bounds the paths of one tree whose owner is kept; ten times those of a large desktop. What
+// is beyond it has no owner.
+const ownedMax = 10_000_000
+
 // own notes that a package owns the path p, as its package manager writes it.
 func (s *scan) own(o *Owners, p string, by Owner) error {
 	p = strings.Trim(path.Clean("/"+p), "/")
-	if p == "" || len(p) >= namespace.PathBytesMax {
+	if p == "" || len(p) >= namespace.PathBytesMax || len(o.files) >= ownedMax {
 		return nil
 	}
 	dir, name := path.Split(p)

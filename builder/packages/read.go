@@ -14,7 +14,7 @@ import (
 
 // Bounds on the files that are read, in bytes: each some ten times the largest seen.
 const (
-	statusBytesMax   = 64 << 20  // all stanzas of dpkg or apk; Debian with all of a desktop has 8 MiB
+	statusBytesMax   = 64 << 20  // all stanzas of dpkg or apk, or what one package owns; a desktop's status has 8 MiB
 	metadataBytesMax = 4 << 20   // one project's metadata, a README included
 	rpmBytesMax      = 512 << 20 // an rpm database; it is held in memory while it is read
 )
@@ -224,7 +224,7 @@ func (s *scan) each(dir string, want func(name string) bool, fn func(at place, b
 			continue
 		}
 		at := place{catalog.Join(d.path, e.Name), d.c, e}
-		b, ok, err := s.read(at, metadataBytesMax)
+		b, ok, err := s.read(at, statusBytesMax)
 		if err == nil && ok {
 			err = fn(at, b)
 		}
