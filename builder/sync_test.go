@@ -11,6 +11,7 @@ import (
 
 	"coppice.dev/coppice/builder"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/object/delta"
 	"coppice.dev/coppice/namespace/storetest"
 	"coppice.dev/coppice/namespace/trust"
 )
@@ -21,7 +22,7 @@ func TestSync(t *testing.T) {
 	src, dst, dir := storetest.NewMem(), storetest.NewMem(), t.TempDir()
 	o := open(t, src)
 	all := o.versions(t, dir, 4)
-	must(t, src.Put(t.Context(), namespace.Key{Class: namespace.Delta, Digest: all[3].Root}, []byte("delta")))
+	must(t, src.Put(t.Context(), namespace.Key{Class: namespace.Delta, Digest: all[3].Root}, emptyDelta(t, all[3].Root)))
 	log := &storetest.Faulty{Origin: dst}
 	r, err := builder.Sync(t.Context(), src, log, allOf)
 	must(t, err)
@@ -246,4 +247,12 @@ func TestSyncCrashAtEveryChange(t *testing.T) {
 			open(t, dst).whole(t, what+" and another sync", 100)
 		}
 	}
+}
+
+// emptyDelta is a delta object that makes nothing.
+func emptyDelta(t *testing.T, d namespace.Digest) []byte {
+	t.Helper()
+	b, err := delta.Encode(&delta.Object{Catalog: d}, nil, nil)
+	must(t, err)
+	return b
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"coppice.dev/coppice/namespace"
@@ -144,12 +145,21 @@ func (r *Reader) launch(w window, follow, ended func(), show bool) *flight {
 // fetch gets frames in one request and ends their flights one after the other, as they arrive.
 func (r *Reader) fetch(frames []planned, fl []*flight, show bool) {
 	done, err := 0, error(nil)
-	// A frame that arrived between the miss and now was brought by a flight that has just ended.
-	if !r.here(frames[0]) {
+	// A frame that arrived between the miss and now was brought by a flight that has just ended. Whoever
+	// waits for one behind it asks again.
+	missing := slices.IndexFunc(frames, r.here)
+	if missing < 0 {
+		missing = len(frames)
+	}
+	if missing > 0 {
 		ctx, cancel := context.WithTimeout(r.c.flights.ctx, fetchTimeout)
 		defer cancel()
-		done, err = r.fetchRange(ctx, frames, fl, show)
+		done, err = r.fetchRange(ctx, frames[:missing], fl, show)
 	}
+	for i := max(done, missing); i < len(frames); i++ {
+		r.c.flights.end(frames[i].key(), fl[i], nil, nil)
+	}
+	frames = frames[:missing]
 	for i := done; i < len(frames); i++ {
 		r.c.flights.end(frames[i].key(), fl[i], nil, err)
 	}

@@ -34,7 +34,7 @@ var floors = map[string][]string{
 }
 
 // testRooms may be imported by any test.
-var testRooms = []string{"namespace/storetest", "namespace", "namespace/catalog", "namespace/object", "namespace/trust", "internal/disk"}
+var testRooms = []string{"namespace/object/delta", "namespace/storetest", "namespace", "namespace/catalog", "namespace/object", "namespace/trust", "internal/disk"}
 
 // doors names, for each third-party module, the packages that may import it: one, unless a
 // reason stands beside it.
