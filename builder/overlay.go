@@ -3,6 +3,7 @@ package builder
 import (
 	"context"
 	"strings"
+	"time"
 
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/catalog"
@@ -18,6 +19,9 @@ type OverlaySource struct {
 	Base   namespace.Digest // root catalog
 	Loader catalog.Loader   // of it
 	Upper  string           // directory; its own attributes are the root's
+	// Latest, if it is not zero, is the latest modification time of what the upper directory holds: a
+	// later one is set to it, so that the result does not depend on the clock.
+	Latest time.Time
 }
 
 // The attributes of overlayfs, as root and in a user namespace.
@@ -32,6 +36,9 @@ func (o OverlaySource) read(ctx context.Context, p *pipeline) (*scan, error) {
 	upper, err := DirSource{Path: o.Upper}.read(ctx, p)
 	if err != nil {
 		return nil, err
+	}
+	if !o.Latest.IsZero() {
+		clampTimes(upper.root, o.Latest)
 	}
 	s := &scan{root: e.root, groups: upper.groups}
 	s.finish = func(ctx context.Context) error { // of files, the marks of overlayfs are known when they have been read

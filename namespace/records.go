@@ -18,7 +18,8 @@ type TreeVersion struct {
 	Created time.Time `json:"created"`
 	Comment string    `json:"comment,omitempty"`
 
-	Packages Digest `json:"packages,omitzero"`
+	Packages Digest            `json:"packages,omitzero"`
+	Labels   map[string]string `json:"labels,omitempty"`
 }
 
 // Tree is the record of a tree ref: its versions, oldest first, numbered from 1 without gaps.

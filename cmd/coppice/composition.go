@@ -1,16 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"path"
 	"strings"
-
-	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/trust"
@@ -27,22 +22,16 @@ type composition struct {
 
 // compositionFile is a parsed namespace file that can say where in it a mount stands.
 type compositionFile struct {
-	name string
+	yamlFile
 	composition
-	tree *ast.File
 }
 
 // parseComposition reads a namespace file. Unknown keys are errors. Kinds: Invalid, with line and
 // column.
 func parseComposition(name string, b []byte) (*compositionFile, error) {
-	f := &compositionFile{name: name}
-	dec := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict())
-	if err := dec.Decode(&f.composition); err != nil {
-		return nil, f.yamlError(err)
-	}
-	var err error
-	if f.tree, err = parser.ParseBytes(b, 0); err != nil {
-		return nil, f.yamlError(err)
+	f := &compositionFile{yamlFile: yamlFile{name: name}}
+	if err := f.decode(b, &f.composition); err != nil {
+		return nil, err
 	}
 	if len(f.Mounts) == 0 {
 		return nil, namespace.WithHint(namespace.E(namespace.Invalid, "read", name, errors.New("no mounts")),
@@ -54,29 +43,9 @@ func parseComposition(name string, b []byte) (*compositionFile, error) {
 	return f, nil
 }
 
-// yamlError puts file, line and column in front of what the decoder says, and its picture of the
-// place behind.
-func (f *compositionFile) yamlError(err error) error {
-	var y yaml.Error
-	if !errors.As(err, &y) || y.GetToken() == nil {
-		return namespace.E(namespace.Invalid, "read", f.name, errors.New(yaml.FormatError(err, false, true)))
-	}
-	pos := y.GetToken().Position
-	where := fmt.Sprintf("%s:%d:%d", f.name, pos.Line, pos.Column)
-	_, picture, _ := strings.Cut(yaml.FormatError(err, false, true), "\n")
-	return namespace.WithHint(namespace.E(namespace.Invalid, where, "", errors.New(y.GetMessage())), picture)
-}
-
 // at puts file and line of mount i in front of an error.
 func (f *compositionFile) at(i int, err error) error {
-	where := f.name
-	if p, perr := yaml.PathString(fmt.Sprintf("$.mounts[%d]", i)); perr == nil {
-		if node, nerr := p.FilterFile(f.tree); nerr == nil && node.GetToken() != nil {
-			pos := node.GetToken().Position
-			where = fmt.Sprintf("%s:%d", f.name, pos.Line)
-		}
-	}
-	return namespace.E(namespace.KindOf(err), where, "", err)
+	return f.yamlFile.at(fmt.Sprintf("$.mounts[%d]", i), err)
 }
 
 // resolve turns the file's mounts into a manifest's: names become digests.

@@ -212,6 +212,9 @@ func (t *transaction) commit(ctx context.Context, f patchFlags) error {
 		return namespace.E(namespace.Canceled, "patch", t.version.String(), errors.New("not published; it is as it was"))
 	}
 	v := namespace.TreeVersion{Root: res.Root, Entries: res.Entries, Bytes: res.Bytes, Comment: f.comment}
+	if err := builder.Hold(ctx, t.origin, res.Root); err != nil { // what it shares with its base, too
+		return err
+	}
 	var warnings []string
 	v.Packages, warnings = t.recordPackages(ctx, res.Root)
 	for _, w := range warnings {
@@ -326,6 +329,9 @@ func (a *app) rebase(ctx context.Context, w *workshop, p *trust.Publisher, name 
 			return patched{Version: version, Root: res.Root}, nil
 		}
 		v.Root, v.Entries, v.Bytes = res.Root, res.Entries, res.Bytes
+		if err := builder.Hold(ctx, w.origin, res.Root); err != nil {
+			return patched{}, err
+		}
 		v.Packages, _ = w.recordPackages(ctx, res.Root) // one that was made for mine has warned
 		got, err := p.AddTreeAfter(ctx, name, version.N, v)
 		if !namespace.IsKind(err, namespace.Exist) {

@@ -108,6 +108,7 @@ type transaction struct {
 	base    namespace.TreeVersion
 	version namespace.Version // of base
 	newest  uint64            // number of the newest version when it began
+	latest  time.Time         // modification time that nothing may exceed; zero: any
 	scratch scratch
 }
 
@@ -203,7 +204,7 @@ func (t *transaction) rootAttributes(ctx context.Context) error {
 
 // store stores what the upper directory holds, upon the base.
 func (t *transaction) store(ctx context.Context, bar *bar) (builder.Result, error) {
-	return builder.Import(ctx, t.origin, builder.OverlaySource{Base: t.base.Root, Loader: t.stored, Upper: t.scratch.path("upper")},
+	return builder.Import(ctx, t.origin, builder.OverlaySource{Base: t.base.Root, Loader: t.stored, Upper: t.scratch.path("upper"), Latest: t.latest},
 		builder.Options{Previous: t.base.Root, Loader: t.stored, Progress: bar.Import,
 			Warn: func(path, reason string) { bar.Note("warning: " + path + ": " + reason) }})
 }

@@ -19,7 +19,7 @@ import (
 
 func (a *app) treeCommand() *cobra.Command {
 	return group("tree", "Import, list, compare and check trees",
-		a.treeImport(), a.treeExport(), a.treePatch(), a.treeRebase(), a.treeDelta(), a.treeList(), a.treeShow(),
+		a.treeImport(), a.treeExport(), a.treeBuild(), a.treePatch(), a.treeRebase(), a.treeDelta(), a.treeList(), a.treeShow(),
 		a.treeDiff(), a.treeVerify(), a.treePackages(), a.treeSBOM(), a.treePrivileged())
 }
 
