@@ -6,6 +6,7 @@ require (
 	github.com/CycloneDX/cyclonedx-go v0.12.0
 	github.com/Masterminds/semver/v3 v3.5.0
 	github.com/PlakarKorp/go-cdc-chunkers v1.1.0
+	github.com/andybalholm/brotli v1.2.8
 	github.com/aquasecurity/go-pep440-version v0.0.1
 	github.com/cenkalti/backoff/v5 v5.0.3
 	github.com/cespare/xxhash/v2 v2.3.0

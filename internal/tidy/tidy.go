@@ -45,6 +45,7 @@ var doors = map[string][]string{
 	"github.com/PlakarKorp":                  {"namespace/object"},
 	"github.com/cespare/xxhash":              {"cache"},
 	"go.etcd.io/bbolt":                       {"cache"},
+	"github.com/andybalholm/brotli":          {"namespace/object/delta"},
 	"github.com/ulikunitz/xz":                {"builder"},
 	"github.com/cenkalti/backoff":            {"namespace/origin"},
 	"github.com/google/renameio":             {"internal/disk"},

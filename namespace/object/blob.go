@@ -49,17 +49,9 @@ func decodeBlob(op string, stored []byte, limit int64) ([]byte, error) {
 	if size > limit {
 		return nil, namespace.E(namespace.Limit, op, "", fmt.Errorf("%d bytes, at most %d", size, limit))
 	}
-	if c == Raw {
-		body = bytes.Clone(body)
-	}
-	return decodeBody(op, body, c, size)
-}
-
-// decodeBody returns the size bytes that body stores; it aliases body if that is raw.
-func decodeBody(op string, body []byte, c Codec, size int64) ([]byte, error) {
 	switch {
 	case c == Raw && int64(len(body)) == size:
-		return body, nil
+		return bytes.Clone(body), nil
 	case c == Zstd && int64(len(body)) >= size:
 		return nil, corrupt(op, "stored compressed though that saves nothing")
 	case c == Zstd && size <= blobTrust*int64(len(body)):

@@ -1,6 +1,6 @@
 // Package delta makes new files from old ones: the difference of two files, and the delta object,
-// which holds the differences that make the chunks of one catalog. It does no I/O and starts no
-// goroutine. Its decoders are strict and bounded (invariant N5), and nothing they make is to be
+// which holds the differences that make the chunks of one catalog. It does no I/O, and only [Encode]
+// works on several processors. Its decoders are strict and bounded (invariant N5), and nothing they make is to be
 // trusted: the caller holds it against the digests of the new file's chunks (invariant N4).
 //
 // # Patch (version 1)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"coppice.dev/coppice/namespace"
-	"coppice.dev/coppice/namespace/object"
 )
 
 // encode returns the plaintext of the index.
@@ -163,8 +162,8 @@ func (r *cursor) frame(f *Frame, start int64) error {
 	if len(r.b) < 5 {
 		return fmt.Errorf("is truncated")
 	}
-	f.Codec, f.CRC, r.b = object.Codec(r.b[0]), binary.LittleEndian.Uint32(r.b[1:]), r.b[5:]
-	if f.Plain == 0 || f.Len == 0 || f.Codec > object.Zstd || (f.Codec == object.Raw) != (f.Len == f.Plain) || f.Len > f.Plain {
+	f.Codec, f.CRC, r.b = Codec(r.b[0]), binary.LittleEndian.Uint32(r.b[1:]), r.b[5:]
+	if f.Plain == 0 || f.Len == 0 || f.Codec >= codecEnd || (f.Codec == Raw) != (f.Len == f.Plain) || f.Len > f.Plain {
 		return fmt.Errorf("of %d bytes in %d, codec %d", f.Plain, f.Len, f.Codec)
 	}
 	return nil

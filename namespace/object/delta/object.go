@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"coppice.dev/coppice/namespace"
-	"coppice.dev/coppice/namespace/object"
 )
 
 const (
@@ -71,7 +70,7 @@ type Frame struct {
 	Off   int64
 	Len   uint32
 	Plain uint32
-	Codec object.Codec
+	Codec Codec
 	CRC   uint32 // CRC-32C of the stored bytes: a delta object's name says nothing about them
 }
 
@@ -108,7 +107,7 @@ func (o *Object) Find(k uint32) (*Entry, bool) {
 
 // Encode returns the bytes of a delta object (little endian):
 //
-//	header  24 B: magic "COPDLT1\n", u32 stored bytes of the index, u32 its plain size, u8 codec, 3 B zero,
+//	header  24 B: magic "COPDLT1\n", u32 stored bytes of the index, u32 its plain size, u8 codec (0 raw, 1 brotli), 3 B zero,
 //	        u32 CRC-32C of its stored bytes
 //	index   compressed columns: the catalog's digest; uvarints: bytes of the catalog, predecessors, bases, frames, entries;
 //	        predecessors' digests; per base: uvarint extents, then for each uvarint size × 2, plus 1
@@ -144,13 +143,13 @@ func Encode(o *Object, payloads [][]byte, catalogPatch []byte) ([]byte, error) {
 		plain[e.Frame] = append(plain[e.Frame], payloads[i]...)
 	}
 	var body []byte
-	for _, p := range plain {
-		stored, codec := object.EncodeBest(p)
-		x.Frames = append(x.Frames, Frame{Len: uint32(len(stored)), Plain: uint32(len(p)), Codec: codec, CRC: checksum(stored)})
-		body = append(body, stored...)
+	frames, codecs := packAll(plain)
+	for i, f := range frames {
+		x.Frames = append(x.Frames, Frame{Len: uint32(len(f)), Plain: uint32(len(plain[i])), Codec: codecs[i], CRC: checksum(f)})
+		body = append(body, f...)
 	}
 	index := x.encode()
-	stored, codec := object.EncodeBest(index)
+	stored, codec := pack(index)
 	b := make([]byte, HeaderBytes, HeaderBytes+len(stored)+len(body))
 	copy(b, magic)
 	binary.LittleEndian.PutUint32(b[8:], uint32(len(stored)))
@@ -195,7 +194,7 @@ func Open(head []byte, catalog namespace.Digest) (*Object, error) {
 		return nil, corrupt(op, "its index has another checksum")
 	}
 	size := int64(binary.LittleEndian.Uint32(head[12:]))
-	b, err := object.DecodeBest(head[HeaderBytes:need], object.Codec(head[16]), size, IndexBytesMax)
+	b, err := unpack(head[HeaderBytes:need], Codec(head[16]), size, IndexBytesMax)
 	if err != nil {
 		return nil, namespace.E(namespace.KindOf(err), op, "", err)
 	}
@@ -232,7 +231,7 @@ func DecodeFrame(f Frame, stored []byte) ([]byte, error) {
 	if checksum(stored) != f.CRC {
 		return nil, corrupt("decode frame", "another checksum")
 	}
-	return object.DecodeBest(stored, f.Codec, int64(f.Plain), FrameBytesMax)
+	return unpack(stored, f.Codec, int64(f.Plain), FrameBytesMax)
 }
 
 // Make returns the new file of entry e, which the caller holds against the digests of its chunks.
