@@ -32,7 +32,7 @@ import (
 )
 
 const (
-	// FileBytesMax bounds the old and the new file of a difference, so that making it (nine bytes
+	// FileBytesMax bounds the old and the new file of a difference, so that making it (six bytes
 	// for each old one: [Memory]) and applying it (both files) stay within memory.
 	FileBytesMax = 96 << 20
 	// BitsBytesMax bounds the old file of a difference by bits: it is looked at eight times.

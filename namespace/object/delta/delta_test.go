@@ -11,7 +11,7 @@ import (
 
 func TestDiffApply(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
-	for i := range 300 {
+	for i := range 100 {
 		old := random(r, r.IntN(3000), 2+i%250)
 		new := edited(r, old, r.IntN(10))
 		for _, k := range []Kind{Bytes, Bits, Code} {
