@@ -482,7 +482,8 @@ func (d *deltas) difference(ctx context.Context, c *deltaCatalog, f *deltaFile) 
 	if err != nil {
 		return err
 	}
-	smallest := f.plain
+	// Together and by a better compressor they take a tenth less than alone.
+	smallest := f.plain * 10 / 9
 	offer := func(payload []byte, base catalog.Side) {
 		if len(payload) > delta.FrameBytesMax {
 			return

@@ -32,7 +32,7 @@ import (
 )
 
 const (
-	// FileBytesMax bounds the old and the new file of a difference, so that making it (nine bytes
+	// FileBytesMax bounds the old and the new file of a difference, so that making it (six bytes
 	// for each old one: [Memory]) and applying it (both files) stay within memory.
 	FileBytesMax = 96 << 20
 	// BitsBytesMax bounds the old file of a difference by bits: it is looked at eight times.
@@ -52,6 +52,9 @@ const (
 	// Gzip takes the content of both files, each after the ten bytes of its header, if gzip -9 made the
 	// new one: then it does so again. An old file that is not compressed is taken as it is.
 	Gzip
+	// Code takes both files as they are, and predicts the addresses in the old bytes from how far
+	// the parts of the file moved: for programs.
+	Code
 	kindEnd
 )
 
@@ -63,6 +66,8 @@ func ForFile(old, new []byte) Kind {
 		return Bits
 	case bytes.HasPrefix(new, []byte(gzipped)):
 		return Gzip
+	case isProgram(new):
+		return Code
 	}
 	return Bytes
 }
@@ -152,11 +157,28 @@ func Diff(k Kind, old, new []byte) ([]byte, error) {
 	}
 	base := k.base(old)
 	c := columns{kind: k, size: len(new)}
+	newMatcher(base).steps(new, func(s step) { c.steps = append(c.steps, s) })
+	c.compare(base, new)
+	return c.encode(), nil
+}
+
+// compare fills the columns of changes and fresh bytes, given the steps.
+func (c *columns) compare(base, new []byte) {
+	var p *predictor
+	if c.kind == Code {
+		p = newPredictor(base, c.steps)
+	}
 	at, gap := 0, uint64(0)
-	newMatcher(base).steps(new, func(s step) {
-		c.steps = append(c.steps, s)
+	var predicted []byte
+	for _, s := range c.steps {
+		was := base[s.from : s.from+s.differ]
+		if p != nil {
+			predicted = append(predicted[:0], was...)
+			p.predict(predicted, s.from, at)
+			was = predicted
+		}
 		for i, b := range new[at : at+s.differ] {
-			if d := b - base[s.from+i]; d != 0 {
+			if d := b - was[i]; d != 0 {
 				c.gaps = binary.AppendUvarint(c.gaps, gap)
 				c.changes = append(c.changes, d)
 				gap = 0
@@ -167,8 +189,7 @@ func Diff(k Kind, old, new []byte) ([]byte, error) {
 		at += s.differ
 		c.fresh = append(c.fresh, new[at:at+s.fresh]...)
 		at += s.fresh
-	})
-	return c.encode(), nil
+	}
 }
 
 func (c *columns) encode() []byte {
@@ -295,11 +316,18 @@ func (c *columns) apply(base []byte) ([]byte, error) {
 		}
 		return int(gaps.uvarint(FileBytesMax))
 	}
+	var p *predictor
+	if c.kind == Code {
+		p = newPredictor(base, c.steps)
+	}
 	gap := next()
 	for _, s := range c.steps {
 		start := len(b)
 		b = append(b, base[s.from:s.from+s.differ]...)
 		differ := b[start:]
+		if p != nil {
+			p.predict(differ, s.from, start)
+		}
 		for gap < len(differ) && !gaps.bad {
 			if changes[0] == 0 {
 				return nil, fmt.Errorf("a change by nothing")

@@ -11,10 +11,10 @@ import (
 
 func TestDiffApply(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
-	for i := range 300 {
+	for i := range 100 {
 		old := random(r, r.IntN(3000), 2+i%250)
 		new := edited(r, old, r.IntN(10))
-		for _, k := range []Kind{Bytes, Bits} {
+		for _, k := range []Kind{Bytes, Bits, Code} {
 			patch, err := Diff(k, old, new)
 			if err != nil {
 				t.Fatal(err)
@@ -99,7 +99,7 @@ func TestPatchIsTheSameAgain(t *testing.T) {
 
 func FuzzApply(f *testing.F) {
 	old := []byte("the quick brown fox jumps over the lazy dog, again and again and again")
-	for _, k := range []Kind{Bytes, Bits} {
+	for _, k := range []Kind{Bytes, Bits, Code} {
 		patch, err := Diff(k, old, append([]byte("what "), old[10:]...))
 		if err != nil {
 			f.Fatal(err)
@@ -130,7 +130,7 @@ func FuzzDiff(f *testing.F) {
 	f.Add([]byte{}, []byte("all new"))
 	f.Add(bytes.Repeat([]byte("ab"), 100), bytes.Repeat([]byte("ba"), 90))
 	f.Fuzz(func(t *testing.T, old, new []byte) {
-		for _, k := range []Kind{Bytes, Bits} {
+		for _, k := range []Kind{Bytes, Bits, Code} {
 			patch, err := Diff(k, old, new)
 			if err != nil {
 				t.Fatal(err)

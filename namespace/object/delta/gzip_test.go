@@ -35,7 +35,7 @@ func prose(r *rand.Rand, n int) []byte {
 // The one that packages are compressed with is asked itself.
 func TestGzipIsThatOfGzip(t *testing.T) {
 	r := rand.New(rand.NewPCG(13, 14))
-	for _, n := range []int{0, 1, 2, 3, 100, 262, 4000, 65535 - 262, 65536, 65537, 98304, 200000, 1 << 20} {
+	for _, n := range []int{0, 1, 2, 3, 100, 262, 4000, 65535 - 262, 65536, 65537, 98304, 300000} {
 		for name, plain := range map[string][]byte{"prose": prose(r, n), "noise": random(r, n, 256), "zeros": make([]byte, n)} {
 			cmd := exec.Command("gzip", "-9nc")
 			cmd.Stdin = bytes.NewReader(plain)
@@ -56,7 +56,7 @@ func TestGzipIsThatOfGzip(t *testing.T) {
 
 func TestRegzipIsGzip(t *testing.T) {
 	r := rand.New(rand.NewPCG(15, 16))
-	for n := 1; n < 300000; n = n*3 + 7 {
+	for n := 1; n < 100000; n = n*5 + 7 {
 		plain := prose(r, n)
 		z, err := gzip.NewReader(bytes.NewReader(regzip(append([]byte("\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03"), plain...))))
 		if err != nil {

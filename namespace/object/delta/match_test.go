@@ -36,7 +36,7 @@ func random(r *rand.Rand, n, letters int) []byte {
 
 func TestStepsCoverTheNewFile(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	for i := range 300 {
+	for i := range 100 {
 		old := random(r, r.IntN(5000), 2+i%250)
 		new := edited(r, old, r.IntN(20))
 		at := 0
