@@ -63,6 +63,9 @@ type Options struct {
 	// both set, large files that did not change are recognised by the digests of their chunks.
 	Previous namespace.Digest
 	Loader   catalog.Loader
+	// Memory, if set, is what the last import of the same directory saw; it is filled with what this one
+	// sees. Loader must be set. Only for a [DirSource].
+	Memory *Memory
 	// Progress, if set, is told how far the import is, at most every 50 ms and once at the end,
 	// from one goroutine at a time.
 	Progress func(Progress)
@@ -129,6 +132,9 @@ func Import(ctx context.Context, store namespace.Store, src Source, o Options) (
 		return Result{}, err
 	}
 	r := p.result
+	if o.Memory != nil {
+		o.Memory.root = s.root
+	}
 	r.Root, r.Entries, r.Bytes, r.Catalogs = s.root, s.entries, s.bytes, s.written
 	p.report(true)
 	return r, nil

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -77,11 +78,15 @@ func join(dir, name string) string {
 
 // read implements Source.
 func (d DirSource) read(ctx context.Context, p *pipeline) (*scan, error) {
+	started := time.Now()
 	s, top, err := d.find(ctx, p)
 	if err != nil {
 		return nil, err
 	}
 	order, out := top.layout()
+	if order, err = s.takeOver(order, started); err != nil {
+		return nil, err
+	}
 	return out, s.submit(order)
 }
 

@@ -26,6 +26,7 @@ func (a *app) treeCommand() *cobra.Command {
 type importFlags struct {
 	comment      string
 	crossDevices bool
+	readAll      bool
 	format       string
 	image        oci.Options
 }
@@ -40,7 +41,8 @@ the next version of the tree NAME, and prints NAME@N and the digest of its root.
 origin already has is not stored again. Everything is kept: owners, modes with setuid, times,
 links, devices, extended attributes, holes. Sockets are left out, with a warning; other file
 systems mounted below SRC are left out unless --cross-devices is given. An interrupted import
-leaves the origin as it was; the next one uses what was written.
+leaves the origin as it was; the next one uses what was written. Files whose inode, size and times are
+what they were at the last import of the same directory are not read again, unless --read-all is given.
 
 SRC may be a container image: an OCI layout (its directory or an archive of it), an archive of
 ` + "`docker save`" + `, or docker://HOST/NAME:TAG in a registry, with the credentials that docker or podman
@@ -57,6 +59,7 @@ is printed and not kept. --format says what SRC is when that cannot be told by l
 	c.Flags().StringVar(&f.comment, "comment", "", "`TEXT` kept with the version")
 	c.Flags().BoolVar(&f.crossDevices, "cross-devices", false, "descend into other file systems")
 	c.Flags().StringVar(&f.format, "format", "", "`FORM` of SRC: dir, tar or oci (default: what it looks like)")
+	c.Flags().BoolVar(&f.readAll, "read-all", false, "read every file of a directory, also those that did not change since the last import")
 	c.Flags().StringVar(&f.image.Platform, "platform", "", "`OS/ARCH` of an image for several (default: this machine's)")
 	c.Flags().StringVar(&f.image.Name, "image", "", "`NAME` of an image among several in a layout or archive")
 	return c
@@ -95,10 +98,12 @@ func (a *app) importTree(ctx context.Context, name, src string, f importFlags) e
 		return err
 	}
 	warnings := []string{}
+	memory := rememberImport(w, source, f.readAll)
 	bar := a.progress("importing "+src, "files")
 	res, err := builder.Import(ctx, w.origin, source, builder.Options{
 		Previous: before.Root,
 		Loader:   w,
+		Memory:   memory.Memory,
 		Progress: bar.Import,
 		Warn: func(path, reason string) {
 			warnings = append(warnings, path+": "+reason)
@@ -123,6 +128,7 @@ func (a *app) importTree(ctx context.Context, name, src string, f importFlags) e
 	if err != nil {
 		return err
 	}
+	memory.save()
 	return a.result(imported{v, res.Root, res.Entries, res.Bytes, res.NewBytes, warnings, image}, func(out io.Writer) {
 		fmt.Fprintf(out, "%s %s\n", v, res.Root)
 		if !a.quiet {
