@@ -27,11 +27,13 @@ type Policy struct {
 }
 
 // NamedRoot is the root catalog of a version, and what people call it: NAME@N, or a channel.
-// Newest: the version is the newest of its name, so that no collection ever dropped it.
+// Newest: the version is the newest of its name, so that no collection ever dropped it. Packages is
+// the table of the packages in it, zero if there is none.
 type NamedRoot struct {
-	Root   namespace.Digest
-	Name   string
-	Newest bool
+	Root     namespace.Digest
+	Name     string
+	Newest   bool
+	Packages namespace.Digest
 }
 
 // Retained is what a Policy retains of an origin, by its refs.
@@ -115,7 +117,7 @@ func (r *retaining) tree(ctx context.Context, name string) error {
 			r.Dropped = append(r.Dropped, v.Root)
 			continue
 		}
-		r.Trees = append(r.Trees, NamedRoot{v.Root, namespace.Version{Name: name, N: v.N}.String(), i+1 == len(t.Versions)})
+		r.Trees = append(r.Trees, NamedRoot{v.Root, namespace.Version{Name: name, N: v.N}.String(), i+1 == len(t.Versions), v.Packages})
 		if !v.Packages.IsZero() {
 			r.Blobs = append(r.Blobs, v.Packages)
 		}
@@ -181,10 +183,10 @@ func (r *retaining) manifest(ctx context.Context, d namespace.Digest, name strin
 	if err != nil {
 		return err
 	}
-	r.Trees = append(r.Trees, NamedRoot{m.Root, name, newest})
+	r.Trees = append(r.Trees, NamedRoot{Root: m.Root, Name: name, Newest: newest})
 	r.manifests[d], r.Blobs = true, append(r.Blobs, d)
 	for _, mount := range m.Mounts {
-		r.Trees = append(r.Trees, NamedRoot{mount.Tree, name, newest})
+		r.Trees = append(r.Trees, NamedRoot{Root: mount.Tree, Name: name, Newest: newest})
 	}
 	return nil
 }

@@ -350,7 +350,26 @@ func (v *verifier) trees(roots []namespace.Digest) error {
 	}
 	slices.Sort(v.report.Dropped)
 	v.report.Dropped = slices.Compact(v.report.Dropped)
+	if err := v.tables(dropped); err != nil {
+		return err
+	}
 	return newCrawl().run(v.ctx, starts, v.catalog)
+}
+
+// tables checks that the package tables of the versions that were not dropped are there; those that
+// are were read as the blobs they are.
+func (v *verifier) tables(dropped map[namespace.Digest]bool) error {
+	for _, n := range v.o.Names {
+		if n.Packages.IsZero() || dropped[n.Root] {
+			continue
+		}
+		k := namespace.Key{Class: namespace.Blob, Digest: n.Packages}
+		_, err := v.store.Stat(v.ctx, k)
+		if err := v.hit(catalogAt{digest: n.Root}, k, "package table of "+n.Name, err); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // catalog checks one catalog with its locator and returns those it refers to.
