@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -196,7 +197,12 @@ func (t *transaction) rootAttributes(ctx context.Context) error {
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: e.MtimeSec, Nsec: int64(e.MtimeNsec)}}
 	err = errors.Join(os.Chown(upper, int(e.UID), int(e.GID)), unix.Chmod(upper, uint32(e.Mode)),
 		unix.UtimesNanoAt(unix.AT_FDCWD, upper, times, unix.AT_SYMLINK_NOFOLLOW))
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EINVAL) && sandbox.InUserNamespace(): // the owner is not mapped
+		return namespace.WithHint(
+			namespace.E(namespace.Denied, "patch", t.version.String(), fmt.Errorf("its root belongs to %d:%d, whom this user may not stand for", e.UID, e.GID)),
+			"give this user a range of ids in /etc/subuid and /etc/subgid and install newuidmap, or run as root")
+	case err != nil:
 		return disk.Error("set attributes of", upper, err)
 	}
 	return nil
