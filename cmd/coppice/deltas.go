@@ -68,21 +68,10 @@ func (a *app) makeDeltas(ctx context.Context, name, fromName string) error {
 	if err != nil {
 		return err
 	}
-	made := deltaMade{Version: v, From: from}
-	bar := a.progress("comparing "+v.String()+" with "+from.String(), "files")
-	made.DeltaReport, err = builder.Deltas(ctx, w.origin, old.Root, to.Root, builder.DeltaOptions{
-		Progress: bar.Set,
-		Warn: func(path, reason string) {
-			made.Warnings = append(made.Warnings, path+": "+reason)
-			bar.Note("warning: " + path + ": " + reason)
-		},
-	})
-	bar.Close()
+	made, err := a.delta(ctx, w, deltaMade{Version: v, From: from}, old.Root, to.Root)
 	if err != nil {
 		return err
 	}
-	made.Fetch = made.DeltaBytes + made.RestBytes + made.MetadataRest
-	made.FetchPlain = made.PlainBytes + made.MetadataBytes
 	return a.result(made, func(out io.Writer) {
 		fmt.Fprintf(out, "%s from %s: %s to fetch, %s without deltas\n", v, from, size(made.Fetch), size(made.FetchPlain))
 		if !a.quiet {
@@ -90,4 +79,37 @@ func (a *app) makeDeltas(ctx context.Context, name, fromName string) error {
 				made.Covered, made.Files, size(made.DeltaBytes), size(made.RestBytes), size(made.MetadataRest))
 		}
 	})
+}
+
+// delta stores the differences between two trees, which made names, and completes made.
+func (a *app) delta(ctx context.Context, w *workshop, made deltaMade, old, to namespace.Digest) (deltaMade, error) {
+	bar := a.progress("comparing "+made.Version.String()+" with "+made.From.String(), "files")
+	defer bar.Close()
+	var err error
+	made.DeltaReport, err = builder.Deltas(ctx, w.origin, old, to, builder.DeltaOptions{
+		Progress: bar.Set,
+		Warn: func(path, reason string) {
+			made.Warnings = append(made.Warnings, path+": "+reason)
+			bar.Note("warning: " + path + ": " + reason)
+		},
+	})
+	made.Fetch = made.DeltaBytes + made.RestBytes + made.MetadataRest
+	made.FetchPlain = made.PlainBytes + made.MetadataBytes
+	return made, err
+}
+
+// deltasSince stores the differences of the trees in changed, from what was mounted before.
+func (a *app) deltasSince(ctx context.Context, w *workshop, changed []mountChange) ([]deltaMade, error) {
+	all := []deltaMade{}
+	for _, c := range changed {
+		made, err := a.delta(ctx, w, deltaMade{Version: c.after.Version, From: c.before.Version}, c.before.Tree, c.after.Tree)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, made)
+		if !a.quiet {
+			a.note("%s from %s: %s to fetch, %s without deltas", made.Version, made.From, size(made.Fetch), size(made.FetchPlain))
+		}
+	}
+	return all, nil
 }

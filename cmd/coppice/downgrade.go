@@ -42,53 +42,67 @@ func (c *packageChanges) String() string {
 	return strings.Join(words, ", ")
 }
 
-// comparePackages compares the packages of mounts, path by path, with those of the newest version of
-// the namespace name, and refuses what is older than there and not allowed. It returns nil if there is
-// no version yet. Kinds: Denied (something is older), Invalid (a pattern of allow), those of the origin.
-func (w *workshop) comparePackages(ctx context.Context, name string, mounts []namespace.ManifestMount, allow []string) (*packageChanges, error) {
+// mountChange is a path at which a new namespace version has another tree than the last one.
+type mountChange struct{ before, after namespace.ManifestMount }
+
+// mountChanges compares mounts, path by path, with those of the newest version of the namespace name,
+// since. There are none if there is no version yet: since is zero then.
+func (w *workshop) mountChanges(ctx context.Context, name string, mounts []namespace.ManifestMount) (since namespace.Version, changed []mountChange, err error) {
+	last, since, err := w.refs.ResolveNamespace(ctx, namespace.Version{Name: name})
+	if namespace.IsKind(err, namespace.NotExist) {
+		return namespace.Version{}, nil, nil
+	}
+	if err != nil {
+		return since, nil, err
+	}
+	m, err := w.manifest(ctx, last.Manifest)
+	if err != nil {
+		return since, nil, err
+	}
+	for _, mount := range mounts {
+		i := slices.IndexFunc(m.Mounts, func(old namespace.ManifestMount) bool { return old.Path == mount.Path })
+		if i >= 0 && m.Mounts[i].Tree != mount.Tree {
+			changed = append(changed, mountChange{m.Mounts[i], mount})
+		}
+	}
+	return since, changed, nil
+}
+
+// comparePackages compares the packages of the trees that changed since the last version of the
+// namespace name, and refuses what is older than there and not allowed. It returns nil if there was no
+// version. Kinds: Denied (something is older), Invalid (a pattern of allow), those of the origin.
+func (w *workshop) comparePackages(ctx context.Context, name string, since namespace.Version, changed []mountChange, allow []string) (*packageChanges, error) {
 	for _, pattern := range allow {
 		if _, err := path.Match(pattern, ""); err != nil {
 			return nil, usage("--allow-downgrade %q: %v", pattern, err)
 		}
 	}
-	last, v, err := w.refs.ResolveNamespace(ctx, namespace.Version{Name: name})
-	if namespace.IsKind(err, namespace.NotExist) {
+	if since == (namespace.Version{}) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	m, err := w.manifest(ctx, last.Manifest)
-	if err != nil {
-		return nil, err
-	}
-	sum := &packageChanges{Since: v, AllowedDowngrades: []allowedDowngrade{}}
+	sum := &packageChanges{Since: since, AllowedDowngrades: []allowedDowngrade{}}
 	var refused []packages.Change
 	all := newTables(w.origin)
-	for _, mount := range mounts {
-		i := slices.IndexFunc(m.Mounts, func(old namespace.ManifestMount) bool { return old.Path == mount.Path })
-		if i < 0 || m.Mounts[i].Tree == mount.Tree {
-			continue
-		}
-		before, err := w.mountTable(ctx, all, m.Mounts[i])
+	for _, c := range changed {
+		before, err := w.mountTable(ctx, all, c.before)
 		if err != nil {
 			return nil, err
 		}
-		after, err := w.mountTable(ctx, all, mount)
+		after, err := w.mountTable(ctx, all, c.after)
 		if err != nil {
 			return nil, err
 		}
 		sum.count(packages.Compare(before, after))
 		for _, d := range packages.Downgrades(before, after) {
 			if downgradeAllowed(d, allow) {
-				sum.AllowedDowngrades = append(sum.AllowedDowngrades, allowedDowngrade{mount.Path, d})
+				sum.AllowedDowngrades = append(sum.AllowedDowngrades, allowedDowngrade{c.after.Path, d})
 			} else {
 				refused = append(refused, d)
 			}
 		}
 	}
 	if len(refused) > 0 {
-		return nil, refuseDowngrades(name, v, refused)
+		return nil, refuseDowngrades(name, since, refused)
 	}
 	return sum, nil
 }

@@ -22,6 +22,7 @@ func (a *app) namespaceCommand() *cobra.Command {
 func (a *app) namespacePublish() *cobra.Command {
 	var file, comment string
 	var allow []string
+	var deltas bool
 	c := &cobra.Command{
 		Use:   "publish NAME -f FILE",
 		Short: "Publish the next version of a namespace",
@@ -42,23 +43,27 @@ set. Missing parent directories are made.
 The packages and shared libraries of each tree are compared with those of the tree that the last
 version had at the same path. If one is older than there, nothing is published, unless
 --allow-downgrade names it: a package, its source package or a library's file name; * and ? match as
-in a shell, and the flag may be repeated. What was removed is no downgrade.`,
-		Example: "  coppice namespace publish desk -f desk.yaml",
+in a shell, and the flag may be repeated. What was removed is no downgrade.
+
+With --deltas, binary differences of those trees are stored first, as ` + "`coppice tree delta`" + ` does, so that
+endpoints with the last version fetch a fraction of what changed.`,
+		Example: "  coppice namespace publish desk -f desk.yaml\n  coppice namespace publish desk -f desk.yaml --deltas",
 		Args:    exact(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if file == "" {
 				return namespace.WithHint(usage("no file with the composition"), "name it with -f; `"+c.CommandPath()+" --help` shows what is in it")
 			}
-			return a.publishNamespace(c.Context(), args[0], file, comment, allow)
+			return a.publishNamespace(c.Context(), args[0], file, comment, allow, deltas)
 		},
 	}
 	c.Flags().StringVarP(&file, "file", "f", "", "`FILE` with the composition (required)")
 	c.Flags().StringVar(&comment, "comment", "", "`TEXT` kept with the version")
 	c.Flags().StringArrayVar(&allow, "allow-downgrade", nil, "`NAME` of a package or library that may be older than before")
+	c.Flags().BoolVar(&deltas, "deltas", false, "store what endpoints with the last version need to make this one")
 	return c
 }
 
-func (a *app) publishNamespace(ctx context.Context, name, file, comment string, allow []string) error {
+func (a *app) publishNamespace(ctx context.Context, name, file, comment string, allow []string, deltas bool) error {
 	if err := namespace.CheckName(name); err != nil {
 		return err
 	}
@@ -82,7 +87,11 @@ func (a *app) publishNamespace(ctx context.Context, name, file, comment string, 
 	if err != nil {
 		return err
 	}
-	changes, err := w.comparePackages(ctx, name, mounts, allow)
+	since, changed, err := w.mountChanges(ctx, name, mounts)
+	if err != nil {
+		return err
+	}
+	changes, err := w.comparePackages(ctx, name, since, changed, allow)
 	if err != nil {
 		return err
 	}
@@ -93,6 +102,12 @@ func (a *app) publishNamespace(ctx context.Context, name, file, comment string, 
 			err = f.at(conflict.Index, err)
 		}
 		return err
+	}
+	made := []deltaMade{}
+	if deltas {
+		if made, err = a.deltasSince(ctx, w, changed); err != nil {
+			return err
+		}
 	}
 	m := namespace.Manifest{Format: namespace.RecordFormat, Name: name, Mounts: mounts, Root: root, Entries: entries, Bytes: bytes}
 	mb, err := namespace.EncodeRecord(m)
@@ -110,7 +125,7 @@ func (a *app) publishNamespace(ctx context.Context, name, file, comment string, 
 	if changes != nil && changes.String() != "" && !a.quiet {
 		a.note("packages since %v: %v", changes.Since, changes)
 	}
-	return a.result(map[string]any{"version": v, "manifest": d, "root": root, "entries": entries, "bytes": bytes, "mounts": mounts, "packages": changes},
+	return a.result(map[string]any{"version": v, "manifest": d, "root": root, "entries": entries, "bytes": bytes, "mounts": mounts, "packages": changes, "deltas": made},
 		func(out io.Writer) { fmt.Fprintf(out, "%s %s\n", v, d) })
 }
 
