@@ -9,9 +9,9 @@ PKGS    := ./...
 # What the tests and demos use of the system: command=Debian package.
 NEEDS   := fusermount3=fuse3 rsync=rsync setfattr=attr setfacl=acl setcap=libcap2-bin nginx=nginx-light \
            zstd=zstd xz=xz-utils unshare=util-linux setpriv=util-linux gcc=gcc libc6-dev:/usr/include/stdio.h=libc6-dev
-NEEDS_OS := debootstrap=debootstrap curl=curl bc=bc
+NEEDS_OS := debootstrap=debootstrap curl=curl bc=bc time=time
 
-.PHONY: help build test test-long bench demo demo-os docs fmt needs needs-os clean
+.PHONY: help build test test-long bench bench-patch demo demo-os docs fmt needs needs-os clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,6 +32,9 @@ test-long: needs ## run the long tests too: every fuzzer for a minute, the crash
 
 bench: build needs needs-os ## measure against native file systems; prints the table of docs/PERFORMANCE.md
 	internal/demo/bench.sh
+
+bench-patch: build needs needs-os ## the same for patching: transactions, deltas, re-imports
+	internal/demo/bench-patch.sh
 
 demo: build ## the main job on the Go toolchain: import, publish, serve, mount, compile, swap, roll back
 	internal/demo/demo.sh
