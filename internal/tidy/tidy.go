@@ -29,6 +29,7 @@ var floors = map[string][]string{
 	"cache":                  {"namespace", "namespace/catalog", "namespace/object", "namespace/object/delta", "internal/disk"},
 	"fusefs":                 {"namespace", "namespace/catalog"},
 	"rollout":                {"namespace", "namespace/trust"},
+	"rollout/offer":          {"namespace"},
 	"rollout/window":         {"namespace"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
 		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "internal/disk", "internal/sandbox"},
@@ -72,6 +73,7 @@ var pure = map[string][]string{
 	"namespace":         {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 	"namespace/catalog": {"os", "net", "net/http", "os/exec", "syscall", "time", "log", "log/slog"},
 	"namespace/trust":   {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
+	"rollout/offer":     {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 	"rollout/window":    {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 }
 
