@@ -30,6 +30,7 @@ var floors = map[string][]string{
 	"fusefs":                 {"namespace", "namespace/catalog"},
 	"rollout":                {"namespace", "namespace/trust"},
 	"rollout/offer":          {"namespace"},
+	"rollout/policy":         {"namespace", "rollout/window", "rollout/offer"},
 	"rollout/window":         {"namespace"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
 		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "internal/disk", "internal/sandbox"},
@@ -62,6 +63,7 @@ var doors = map[string][]string{
 	"github.com/spf13/cobra":                 {"cmd/coppice"},
 	"github.com/goccy/go-yaml":               {"cmd/coppice"},
 	"github.com/vbauerster/mpb":              {"cmd/coppice"},
+	"cel.dev":                                {"rollout/policy"},
 	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                        // tests: testscript
 	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                 // each has collectors, the command serves them
 	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice"}, // the kernel's door, not a library's
@@ -74,6 +76,7 @@ var pure = map[string][]string{
 	"namespace/catalog": {"os", "net", "net/http", "os/exec", "syscall", "time", "log", "log/slog"},
 	"namespace/trust":   {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 	"rollout/offer":     {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
+	"rollout/policy":    {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 	"rollout/window":    {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 }
 
