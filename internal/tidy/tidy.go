@@ -32,12 +32,14 @@ var floors = map[string][]string{
 	"rollout/offer":          {"namespace"},
 	"rollout/policy":         {"namespace", "rollout/window", "rollout/offer"},
 	"rollout/window":         {"namespace"},
+	"rollout/endpoint":       {"namespace", "rollout/offer", "rollout/policy", "rollout/window"},
+	"internal/world":         {"namespace", "rollout/offer", "rollout/policy", "rollout/endpoint"}, // it simulates them; only tests import it
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
 		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "internal/disk", "internal/sandbox"},
 }
 
 // testRooms may be imported by any test.
-var testRooms = []string{"namespace/object/delta", "namespace/storetest", "namespace", "namespace/catalog", "namespace/object", "namespace/trust", "internal/disk"}
+var testRooms = []string{"namespace/object/delta", "namespace/storetest", "namespace", "namespace/catalog", "namespace/object", "namespace/trust", "internal/disk", "internal/world"}
 
 // doors names, for each third-party module, the packages that may import it: one, unless a
 // reason stands beside it.
@@ -77,6 +79,7 @@ var pure = map[string][]string{
 	"namespace/trust":   {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 	"rollout/offer":     {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 	"rollout/policy":    {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
+	"rollout/endpoint":  {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 	"rollout/window":    {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/rollout/offer"
@@ -33,15 +34,19 @@ type Overruled struct {
 
 // Policy is what the layers of one endpoint come to. Immutable; safe for concurrent use.
 type Policy struct {
-	effective map[offer.Severity]*Effective
+	effective [4]*Effective // by rank
 }
 
 // For returns what holds for a severity; an unknown one is treated as routine.
-func (p *Policy) For(s offer.Severity) *Effective {
-	if s.Rank() < 0 {
-		s = offer.Routine
+func (p *Policy) For(s offer.Severity) *Effective { return p.effective[max(s.Rank(), 0)] }
+
+// Prepare is [Effective.Prepare] for every severity.
+func (p *Policy) Prepare(from, to time.Time, zone *time.Location) *Policy {
+	var q Policy
+	for i, e := range p.effective {
+		q.effective[i] = e.Prepare(from, to, zone)
 	}
-	return p.effective[s]
+	return &q
 }
 
 // keys are the settings' keys: how to reach each field.
@@ -86,13 +91,13 @@ func Compile(layers []Layer) (*Policy, error) {
 	slices.SortStableFunc(sorted, func(a, b Layer) int {
 		return cmp.Or(cmp.Compare(slices.Index(levels, a.Level), slices.Index(levels, b.Level)), cmp.Compare(a.Name, b.Name))
 	})
-	p := &Policy{effective: map[offer.Severity]*Effective{}}
-	for _, sev := range offer.Severities() {
+	p := new(Policy)
+	for i, sev := range offer.Severities() {
 		e, err := effective(sorted, sev)
 		if err != nil {
 			return nil, err
 		}
-		p.effective[sev] = e
+		p.effective[i] = e
 	}
 	return p, nil
 }
