@@ -57,6 +57,7 @@ func Explain(s *State, o *offer.Offer, f *Facts, p *policy.Policy, now time.Time
 	switch {
 	case s.Phase == Failed:
 		hold("failed", string(s.Code)+": "+s.Detail, s.Retry)
+	case s.Phase == Prefetching && v.frozen() != "":
 	case s.Phase == Prefetching && !v.e.MayFetch(&v.q, now):
 		hold("fetch", "the policy does not let content come over the link: "+f.Link.String(), time.Time{})
 	case s.Phase == Prefetching:
