@@ -29,12 +29,17 @@ var floors = map[string][]string{
 	"cache":                  {"namespace", "namespace/catalog", "namespace/object", "namespace/object/delta", "internal/disk"},
 	"fusefs":                 {"namespace", "namespace/catalog"},
 	"rollout":                {"namespace", "namespace/trust"},
+	"rollout/offer":          {"namespace"},
+	"rollout/policy":         {"namespace", "rollout/window", "rollout/offer"},
+	"rollout/window":         {"namespace"},
+	"rollout/endpoint":       {"namespace", "rollout/offer", "rollout/policy", "rollout/window"},
+	"internal/world":         {"namespace", "rollout/offer", "rollout/policy", "rollout/endpoint"}, // it simulates them; only tests import it
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
 		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "internal/disk", "internal/sandbox"},
 }
 
 // testRooms may be imported by any test.
-var testRooms = []string{"namespace/object/delta", "namespace/storetest", "namespace", "namespace/catalog", "namespace/object", "namespace/trust", "internal/disk"}
+var testRooms = []string{"namespace/object/delta", "namespace/storetest", "namespace", "namespace/catalog", "namespace/object", "namespace/trust", "internal/disk", "internal/world"}
 
 // doors names, for each third-party module, the packages that may import it: one, unless a
 // reason stands beside it.
@@ -60,6 +65,7 @@ var doors = map[string][]string{
 	"github.com/spf13/cobra":                 {"cmd/coppice"},
 	"github.com/goccy/go-yaml":               {"cmd/coppice"},
 	"github.com/vbauerster/mpb":              {"cmd/coppice"},
+	"cel.dev":                                {"rollout/policy"},
 	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                        // tests: testscript
 	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                 // each has collectors, the command serves them
 	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice"}, // the kernel's door, not a library's
@@ -71,6 +77,10 @@ var pure = map[string][]string{
 	"namespace":         {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 	"namespace/catalog": {"os", "net", "net/http", "os/exec", "syscall", "time", "log", "log/slog"},
 	"namespace/trust":   {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
+	"rollout/offer":     {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
+	"rollout/policy":    {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
+	"rollout/endpoint":  {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
+	"rollout/window":    {"os", "net", "net/http", "os/exec", "syscall", "log", "log/slog"},
 }
 
 // Sizes, in lines. Few functions may be longer than functionLines, none longer than functionMax.

@@ -1,0 +1,316 @@
+package world
+
+import (
+	"fmt"
+	"time"
+
+	"coppice.dev/coppice/rollout/endpoint"
+	"coppice.dev/coppice/rollout/offer"
+	"coppice.dev/coppice/rollout/policy"
+)
+
+// checker is what the world knows of a machine, independently of what its agent believes.
+//
+// Its sentences: a swap shows what is wholly here (generation), nothing below the highest floor the
+// machine had agreed to (floor), nothing that failed here (denied), and changes nothing against a
+// halt (halt), before the machine was confirmed after a snapshot (confirmed) or while the policy
+// says no (gate). What is kept never forgets a seq (seq), and calls proven only what passed (proof).
+// In the end every reachable machine runs what is wanted (converges), or gives a reason that is so
+// (why).
+type checker struct {
+	m       *machine
+	ran     int    // version shown last; -1: none ever
+	before  int    // version shown before that
+	kept    bool   // that ran is active was kept
+	proven  uint32 // versions whose probes passed here
+	refuted uint32 // versions whose probes failed here last, or gave no verdict, or took it down
+	good    int    // version that was kept as proven last; -1: none
+	denied  uint32 // versions that were taken back here
+	seq     uint64 // highest kept
+	floor   uint64 // highest floor of the records up to seq that were obeyed
+	doubted bool   // put back to a snapshot, and the origin not reached since
+	skewed  bool   // its clock was wrong at some time today
+	owed    time.Duration
+	owes    bool
+	off     time.Time // put off until
+	hurry   uint64    // seq that a person wanted at once
+	shownAt time.Duration
+}
+
+func (c *checker) reset() { c.ran, c.before, c.good = -1, -1, -1 }
+
+// settled notes a machine that starts with a version.
+func (c *checker) settled(v int) {
+	c.ran, c.before, c.good, c.kept, c.proven, c.seq, c.floor = v, v, v, true, 1<<v, 1, 1
+}
+
+func (c *checker) fail(check, format string, args ...any) {
+	m := c.m
+	m.r.Broken[check]++
+	v := Violation{check, m.w.seed, m.index + 1, m.now, fmt.Sprintf(format, args...)}
+	m.trace("VIOLATION %s: %s", v.Check, v.What)
+	if len(m.r.Violations) < violationsMax {
+		m.r.Violations = append(m.r.Violations, v)
+	}
+}
+
+// record returns the offer that the machine has agreed to.
+func (c *checker) record() *offer.Offer {
+	if c.seq == 0 {
+		return nil
+	}
+	return &c.m.w.offers[c.seq-1].Offer
+}
+
+// keeps looks at a state that is kept over another.
+func (c *checker) keeps(old, s *endpoint.State) {
+	if s.Seq < c.seq {
+		c.fail("seq", "keeps seq %d after %d", s.Seq, c.seq)
+	}
+	if s.Seq != c.seq {
+		c.seq = s.Seq
+		c.floor = max(c.floor, c.record().Floor)
+	}
+	c.kept = c.kept || c.ran >= 0 && s.Active.Content == c.content(c.ran)
+	if g := &s.LastGood; !g.IsZero() {
+		v := c.m.w.index(g.Content)
+		if v != c.good && c.proven&(1<<v) == 0 {
+			c.fail("proof", "calls version %d proven; its probes did not pass here", v)
+		}
+		c.good = v
+	}
+	if s.Phase == endpoint.Reverted && old.Phase == endpoint.Verifying {
+		c.m.r.Reverts++
+		c.denied |= 1 << c.m.w.index(old.Active.Content)
+	}
+	want := c.m.w.index(s.Desired.Content)
+	if s.Phase == endpoint.Healthy && want == c.ran {
+		c.owes, c.off, c.hurry = false, time.Time{}, 0
+	} else if !c.owes && want != c.ran {
+		c.owes, c.owed = true, c.m.now
+	}
+}
+
+func (c *checker) passes(v int) { c.proven |= 1 << v }
+
+func (c *checker) verdict(v int, passed bool) {
+	c.refuted |= 1 << v
+	if passed {
+		c.refuted &^= 1 << v
+	}
+}
+
+func (c *checker) hurried()             { c.hurry, c.off = c.seq, time.Time{} }
+func (c *checker) defers(t time.Time)   { c.off, c.hurry = t, 0 }
+func (c *checker) origin()              { c.doubted = false }
+func (c *checker) restored()            { c.doubted = true }
+func (c *checker) content(v int) uint64 { return c.m.w.versions[v].Content }
+
+// pinned are the versions that a cache never drops: the active one and the one before.
+func (c *checker) pinned() (set uint32) {
+	for _, v := range []int{c.ran, c.good} {
+		if v >= 0 {
+			set |= 1 << v
+		}
+	}
+	return set
+}
+
+// shows looks at a swap before it is done.
+func (c *checker) shows(v int) {
+	m := c.m
+	defer func() {
+		if v != c.ran {
+			c.before, c.ran, c.kept, c.shownAt = c.ran, v, false, m.now
+		}
+	}()
+	if m.content&(1<<v) == 0 {
+		c.fail("generation", "shows version %d, of which parts are missing", v)
+	}
+	if c.denied&(1<<v) != 0 {
+		c.fail("denied", "shows version %d, which failed here", v)
+	}
+	if v == c.ran || v == m.serving {
+		return // what ran before the restart runs again: no change
+	}
+	if v == c.before && !c.kept {
+		return // the machine went down before it could note that it had changed
+	}
+	o := c.record()
+	if o == nil {
+		c.fail("halt", "shows version %d without a record", v)
+		return
+	}
+	if allowed := len(o.Exception) > 0; c.content(v) < c.floor && !allowed {
+		c.fail("floor", "shows version %d with content %d, the floor is %d", v, c.content(v), c.floor)
+	}
+	bad := c.ran >= 0 && c.proven&(1<<c.ran) == 0 || c.ran >= 0 && c.refuted&(1<<c.ran) != 0
+	if v == c.good && (bad || c.ran != c.good && m.ram.Phase == endpoint.Reverted) {
+		return // back from what is not proven: needs nobody's leave
+	}
+	c.leave(v, o)
+}
+
+// leave holds a change of version against all that could forbid it.
+func (c *checker) leave(v int, o *offer.Offer) {
+	local := c.m.local()
+	switch {
+	case c.doubted:
+		c.fail("confirmed", "changes to version %d though it was put back to a snapshot and has not reached the origin", v)
+	case o.Halt && c.ran >= 0:
+		c.fail("halt", "changes to version %d though the channel is halted", v)
+	case local.Before(o.NotBefore):
+		c.fail("halt", "changes to version %d before %s", v, o.NotBefore)
+	case !o.Expires.IsZero() && !local.Before(o.Expires):
+		c.fail("halt", "changes to version %d after %s, when its offer expired", v, o.Expires)
+	case v == c.good && c.ran != c.good && c.proven&(1<<max(c.ran, 0)) == 0:
+		return
+	}
+	if why := c.forbids(o); why != "" {
+		c.fail("gate", "changes to version %d though %s", v, why)
+	}
+}
+
+// forbids says why a machine's policy is against a change now, "" if it is not. It knows the
+// policies by what they are for, and shares no code with them.
+func (c *checker) forbids(o *offer.Offer) string {
+	m := c.m
+	local := m.local()
+	skip := o.Severity == offer.Emergency // window, deferral, people, slot
+	hurry := c.hurry != 0 && c.hurry == c.seq
+	overdue := m.kind == laptop && (c.skewed || c.owes && m.now-c.owed >= 8*time.Hour)
+	if local.Before(c.off) && !c.skewed && !skip && !hurry && !overdue {
+		return "a person put it off"
+	}
+	switch m.kind {
+	case night:
+		if !skip && !hurry && !inNight(local.In(m.f.Zone)) {
+			return "it is not night"
+		}
+	case office:
+		if h := local.In(m.f.Zone).Hour(); !skip && !hurry && h >= 8 && h < 18 {
+			return "it is office hours"
+		}
+	case laptop:
+		if p := &m.f.Power; !p.AC && p.Percent < 30 {
+			return "the battery is low"
+		}
+		if b := &m.f.Busy; !skip && !hurry && !overdue && (!b.Known || b.Sessions > 0) {
+			return "somebody uses it"
+		}
+	case pooled:
+		if s := &m.f.Slot; !skip && (!s.Held || !local.Before(s.Until)) {
+			return "it has no slot"
+		}
+	case metered:
+		if m.f.Link == policy.OfflineLink || m.f.Link == policy.Metered && o.Severity != offer.Critical && o.Severity != offer.Emergency {
+			return "the link is " + m.f.Link.String()
+		}
+	case asked:
+		if m.f.Link == policy.VPN {
+			return "the link is vpn"
+		}
+	}
+	return ""
+}
+
+// inNight looks back, minute by minute, for the clock passing 01:00 within four hours.
+func inNight(t time.Time) bool {
+	after := func(t time.Time) bool { return t.Hour() >= 1 }
+	for back := range 4 * 60 {
+		now, before := t.Add(-time.Duration(back)*time.Minute), t.Add(-time.Duration(back+1)*time.Minute)
+		if after(now) && (!after(before) || before.Day() != now.Day()) {
+			return true
+		}
+	}
+	return false
+}
+
+// end looks at the machine when the day is over.
+func (c *checker) end() {
+	m := c.m
+	if m.asleep || m.away || m.f.Link == policy.OfflineLink {
+		m.r.Apart++
+		return
+	}
+	last := &m.w.offers[len(m.w.offers)-1].Offer
+	if m.disk.Seq != last.Seq {
+		c.fail("converges", "has seen seq %d of %d", m.disk.Seq, last.Seq)
+		return
+	}
+	want, err := last.For(m.f.ID)
+	if err != nil {
+		c.fail("converges", "%v", err)
+		return
+	}
+	if last.Halt && c.ran >= 0 && m.w.versions[c.ran].Target == last.Base {
+		want = last.Base // it ran nothing when the halt came, and keeps what was there before
+	}
+	m.observe()
+	if m.f.Serving == want.Manifest && m.disk.Phase == endpoint.Healthy && c.proven&(1<<c.ran) != 0 {
+		m.r.Converged++
+		return
+	}
+	if m.disk.Phase == endpoint.Verifying && m.f.Serving == want.Manifest && c.lie("verify", want, last) == "" {
+		m.r.Waiting["proof"]++
+		return
+	}
+	x := endpoint.Explain(&m.ram, m.offer(), &m.f, m.p, m.local())
+	reasons := 0
+	for _, h := range x.Holds {
+		reasons++
+		if lie := c.lie(h.Gate, want, last); lie != "" {
+			c.fail("why", "%s: says %q, but %s", m.ram.Phase, h.Why, lie)
+			return
+		}
+	}
+	if reasons == 0 && len(x.Gates.Blocking) > 0 {
+		if reasons++; c.forbids(last) == "" {
+			c.fail("why", "%s: says that gates are closed (%v), but they are not", m.ram.Phase, x.Gates.Blocking)
+			return
+		}
+	}
+	if reasons == 0 {
+		c.fail("converges", "runs version %d, wanted is %s; in phase %s, and gives no reason: %s", m.serving, want.Version, m.ram.Phase, x.Sentence)
+		return
+	}
+	name := "gate"
+	if len(x.Holds) > 0 {
+		name = x.Holds[0].Gate
+	}
+	m.r.Waiting[name]++
+}
+
+// lie returns why a reason is not true, "" if it is.
+func (c *checker) lie(gate string, want offer.Target, o *offer.Offer) string {
+	m := c.m
+	w := m.w.index(want.Content)
+	is := false
+	switch gate {
+	case "denied":
+		is = c.denied&(1<<w) != 0
+	case "floor":
+		is = want.Content < c.floor && len(o.Exception) == 0
+	case "frozen":
+		is = o.Halt && c.ran >= 0 || !o.Expires.IsZero() && !m.local().Before(o.Expires) || c.doubted
+	case "notBefore":
+		is = m.local().Before(o.NotBefore)
+	case "failed":
+		is = m.f.FetchFailed.Of == want.Manifest || m.f.ShowFailed.Of == want.Manifest || want.Content < c.floor || m.w.badOn(w, m.index) != fine || m.disk.Code == endpoint.Unhealthy
+	case "fetch":
+		is = m.fetching || m.f.Link == policy.Metered && o.Severity != offer.Critical && o.Severity != offer.Emergency
+	case "verify":
+		is = m.now-c.shownAt < time.Hour && c.ran >= 0
+	}
+	if !is {
+		return "that is not so"
+	}
+	return ""
+}
+
+func endpointSeverity(m *machine) offer.Severity {
+	if o := m.offer(); o != nil {
+		return o.Severity
+	}
+	return offer.Routine
+}
