@@ -17,3 +17,9 @@ func LookAgainForTest(k *KeyPair) {
 	defer k.mu.Unlock()
 	k.looked = time.Time{}
 }
+
+// ClientOfForTest is clientOf.
+func ClientOfForTest(remote string) string { return clientOf(remote) }
+
+// RateClientsForTest is how many clients r remembers.
+func RateClientsForTest(r *Rate) int { return r.recent.Len() }
