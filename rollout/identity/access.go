@@ -34,7 +34,7 @@ type Access struct {
 	mu sync.Mutex // serialises changes in this process, as the lock does between processes
 }
 
-// Recorder keeps a durable trail of who did what. [coppice.dev/coppice/rollout/audit.Log] is one.
+// Recorder keeps a durable trail of who did what. The trail of package audit is one.
 // Record returns when the entry is on disk; what cannot be recorded is not done.
 type Recorder interface {
 	Record(actor, action, subject, outcome string, detail map[string]string) error
