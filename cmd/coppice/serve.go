@@ -21,6 +21,7 @@ import (
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/rollout/identity"
 )
 
 // daemonCommand is the process behind `coppice mount`. People do not call it.
@@ -78,6 +79,10 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 		return err
 	}
 	debug.SetMemoryLimit(daemonMemory)
+	if err := checkCacheDir(dir); err != nil {
+		ready(err)
+		return err
+	}
 	c, err := cache.Open(cache.Options{Dir: dir, QuotaBytes: bytes, Logger: log})
 	if err != nil {
 		ready(err)
@@ -89,7 +94,8 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 		return errors.Join(err, c.Close())
 	}
 	d := newDaemon(dir, c, log, stop)
-	srv := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 10 * time.Second}
+	srv := identity.NewServer(identity.RequirePeer(os.Geteuid(), identity.Body(requestBytesMax, d.handler())), identity.Limits{Rate: -1}, log)
+	srv.ConnContext = identity.PeerContext
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	log.Info("daemon started", "cache", dir, "pid", os.Getpid())
@@ -103,6 +109,9 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 	log.Info("daemon ended")
 	return nil
 }
+
+// requestBytesMax bounds a request to the daemon: one may carry a root of trust.
+const requestBytesMax = 16 << 20
 
 // daemonMemory is what the daemon's heap is kept to, by collecting garbage more often near it.
 const daemonMemory = 72 << 20
@@ -147,7 +156,7 @@ func (d *daemon) handler() http.Handler {
 func answer[Req, Reply any](f func(context.Context, Req) (Reply, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var req Req
-		err := json.NewDecoder(io.LimitReader(r.Body, 16<<20)).Decode(&req)
+		err := json.NewDecoder(r.Body).Decode(&req)
 		var reply Reply
 		if err == nil {
 			reply, err = f(r.Context(), req)

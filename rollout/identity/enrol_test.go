@@ -2,6 +2,7 @@ package identity_test
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -319,6 +320,45 @@ func TestAttackRevokedCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.expectStatus("/endpoint", s.as(m), 200, "desk-1")
+}
+
+// TestAttackRevokedWhileWaiting asks for what comes later only, and is revoked before that.
+func TestAttackRevokedWhileWaiting(t *testing.T) {
+	s := newSite(t)
+	for _, revoked := range []bool{false, true} {
+		m := s.enrolled("desk-1")
+		c, d, err := client(t, s.url, s.as(m), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := make(chan *http.Response, 1)
+		go func() {
+			resp, err := c.Get(d.URL + "/wait")
+			if err != nil {
+				t.Error(err)
+			}
+			answer <- resp
+		}()
+		<-s.arrived
+		if revoked {
+			if err := s.access.Revoke("test", "desk-1", ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.AfterFunc(400*time.Millisecond, func() { s.leave <- struct{}{} })
+		resp := <-answer
+		if resp == nil {
+			t.FailNow()
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(b); revoked != (resp.StatusCode == 401) || revoked == strings.Contains(got, "secret") || revoked != (resp.Header.Get("Etag") == "") {
+			t.Fatalf("revoked %v: %s %q", revoked, resp.Status, got)
+		}
+	}
 }
 
 func TestAttackExpiredCertificate(t *testing.T) {

@@ -69,12 +69,15 @@ type site struct {
 	trail  *trail
 	pair   *identity.KeyPair
 	url    string // https
+
+	arrived, leave chan struct{} // of /wait
 }
 
 // newSite starts a server: /open is for all, /endpoint, /viewer, /publisher and /admin for roles, and
 // enrolment is served. It ends with the test.
 func newSite(t *testing.T) *site {
-	s := &site{t: t, dir: filepath.Join(t.TempDir(), "access"), clock: &clock{now: time.Now()}, trail: &trail{}}
+	s := &site{t: t, dir: filepath.Join(t.TempDir(), "access"), clock: &clock{now: time.Now()}, trail: &trail{},
+		arrived: make(chan struct{}, 1), leave: make(chan struct{}, 1)}
 	s.reopen()
 	if err := s.access.MakeAuthority(); err != nil {
 		t.Fatal(err)
@@ -104,6 +107,12 @@ func (s *site) handler() http.Handler {
 	})
 	mux := http.NewServeMux()
 	mux.Handle("/open", who)
+	mux.Handle("/wait", guard.Require(identity.Endpoint, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Etag", "secret")
+		s.arrived <- struct{}{}
+		<-s.leave
+		_, _ = io.WriteString(w, "secret")
+	})))
 	for _, role := range []identity.Role{identity.Endpoint, identity.Viewer, identity.Operator, identity.Publisher, identity.Admin} {
 		mux.Handle("/"+string(role), guard.Require(role, who))
 	}

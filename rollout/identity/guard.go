@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"coppice.dev/coppice/namespace"
 )
@@ -53,7 +54,10 @@ func (g *Guard) Require(need Role, next http.Handler) http.Handler {
 			g.deny(w, r, status, p, err)
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), principalKey{}, p)))
+		late := &lateWriter{ResponseWriter: w, from: time.Now(),
+			check:  func() error { _, err := g.identify(r); return err },
+			refuse: func(err error) { g.deny(w, r, http.StatusUnauthorized, p, err) }}
+		next.ServeHTTP(late, r.WithContext(context.WithValue(r.Context(), principalKey{}, p)))
 	})
 }
 
