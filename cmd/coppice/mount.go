@@ -174,6 +174,9 @@ func (a *app) serveInForeground(ctx context.Context, cacheDir, quota string) (st
 		return nil, disk.Error("create", cacheDir, err)
 	}
 	log := slog.New(slog.NewTextHandler(a.stderr, nil))
+	if err := shedPrivileges(); err != nil {
+		log.Warn("runs with more privileges than it needs", "error", err)
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ready, ended := make(chan error, 1), make(chan struct{})
 	go func() {

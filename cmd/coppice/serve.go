@@ -37,12 +37,19 @@ func (a *app) daemonCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			shed := shedPrivileges() // may start this anew: before anything is opened
 			ready := os.NewFile(readyFD, "ready")
+			if err := checkCacheDir(dir); err != nil {
+				return announce(ready, err)
+			}
 			file, err := openLog(dir)
 			if err != nil {
 				return announce(ready, namespace.E(namespace.KindOf(err), "open log", logPath(dir), err))
 			}
 			log := slog.New(slog.NewTextHandler(file, nil))
+			if shed != nil {
+				log.Warn("runs with more privileges than it needs", "error", shed)
+			}
 			err = runDaemon(c.Context(), dir, quota, log, func(err error) { _ = announce(ready, err) })
 			if err != nil {
 				log.Error("daemon failed", "error", err)

@@ -56,7 +56,7 @@ func (t Transport) Prepare(location string, known *Known) (Dialled, error) {
 	if u.Scheme == "http" {
 		return t.prepareClear(u, l, known)
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13}
 	if t.Authority != "" {
 		if cfg.RootCAs, err = readAuthorities(t.Authority); err != nil {
 			return Dialled{}, err
@@ -109,8 +109,8 @@ func byKey(cfg *tls.Config, host string, l Location, known *Known, token bool) e
 			"name the pin that `coppice origin serve` shows: --tls-pin sha256:…")
 	case l.ByKey:
 		first = true
-	default: // authorities vouch; that TLS was there is remembered, so that http is refused
-		cfg.VerifyConnection = func(tls.ConnectionState) error { return known.note(host, Pin{}) }
+	default: // authorities vouch; that TLS was there is remembered, if it can be, so that http is refused
+		cfg.VerifyConnection = func(tls.ConnectionState) error { _ = known.note(host, Pin{}); return nil }
 		return nil
 	}
 	cfg.InsecureSkipVerify = true // in place of it, the key itself is compared, also when a session is resumed
@@ -122,7 +122,8 @@ func byKey(cfg *tls.Config, host string, l Location, known *Known, token bool) e
 		case !pin.Matches(leaf):
 			return impostor(host, pin, leaf)
 		}
-		return known.note(host, pin)
+		_ = known.note(host, pin) // for those who do not name it the next time, if it can be
+		return nil
 	}
 	return nil
 }

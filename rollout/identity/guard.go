@@ -21,14 +21,17 @@ type Guard struct {
 	access *Access
 	log    *slog.Logger
 
-	denials    *Rate // that get into the trail
-	suppressed atomic.Int64
+	denials, allDenials *Rate // that get into the trail and the log: of a client, and of all
+	suppressed          atomic.Int64
 }
 
-// Denials of one client that are recorded: a person's mistakes are, a flood is counted.
+// Denials that are recorded: a person's mistakes are, of a flood a part is, and the rest is counted.
+// Each costs a few writes to the disk.
 const (
-	denialsPerSecond = 0.2
-	denialsBurst     = 10
+	denialsPerSecond    = 0.2
+	denialsBurst        = 10
+	allDenialsPerSecond = 5
+	allDenialsBurst     = 100
 )
 
 // NewGuard returns a guard that asks access who is who. log may be nil.
@@ -36,7 +39,8 @@ func NewGuard(access *Access, log *slog.Logger) *Guard {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Guard{access: access, log: log, denials: NewRate(denialsPerSecond, denialsBurst)}
+	return &Guard{access: access, log: log, denials: NewRate(denialsPerSecond, denialsBurst),
+		allDenials: NewRate(allDenialsPerSecond, allDenialsBurst)}
 }
 
 // Require lets through to next who has, or has more than, the role need: an endpoint by its
@@ -101,10 +105,10 @@ func (g *Guard) deny(w http.ResponseWriter, r *http.Request, status int, p Princ
 		status, err = http.StatusInternalServerError, namespace.E(namespace.Internal, "authenticate", "request", errors.New("the server cannot tell now"))
 	}
 	client := clientOf(r.RemoteAddr)
-	g.log.Info("denied", "client", client, "path", r.URL.Path, "who", p.Name, "error", err)
 	if errors.Is(err, errAnonymous) || status == http.StatusInternalServerError {
 		g.suppressed.Add(1)
-	} else if g.denials.Allow(client) {
+	} else if g.denials.Allow(client) && g.allDenials.Allow("all") {
+		g.log.Info("denied", "client", client, "path", r.URL.Path, "who", p.Name, "error", err)
 		detail := map[string]string{"client": client, "reason": clean(err.Error())}
 		if n := g.suppressed.Swap(0); n > 0 {
 			detail["not_recorded"] = fmt.Sprint(n)

@@ -2,6 +2,7 @@ package identity_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -118,6 +119,24 @@ func TestTokensMustExpire(t *testing.T) {
 	for _, role := range []identity.Role{identity.Endpoint, "root", ""} {
 		_, _, err := s.access.CreateToken("test", "ann", role, time.Hour)
 		expectKind(t, err, namespace.Invalid, "cannot be")
+	}
+}
+
+// TestAttackFloodOfDenials must not fill the disk with the trail of it, nor keep a person's out.
+func TestAttackFloodOfDenials(t *testing.T) {
+	s := newSite(t)
+	h := s.handler()
+	for i := range 3000 {
+		r, err := http.NewRequest(http.MethodGet, "/admin", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.RemoteAddr = fmt.Sprintf("10.0.%d.%d:99", i/250%100, i%250)
+		r.Header.Set("Authorization", "Basic xyz")
+		h.ServeHTTP(&statusOnly{}, r)
+	}
+	if n := len(s.trail.lines); n < 50 || n > 200 {
+		t.Fatalf("%d entries of 3000 denials", n)
 	}
 }
 
