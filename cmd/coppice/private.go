@@ -12,8 +12,7 @@ import (
 	"coppice.dev/coppice/namespace"
 )
 
-// shedPrivileges gives up, for good, what a process that serves mounts as root does not need; it may
-// start the program anew. What stays, and what for:
+// daemonCaps is what stays of root's privileges in a process that serves mounts, and what for:
 //
 //	CAP_SYS_ADMIN        the mount, the swap and the end of it: fsmount, open_tree, move_mount, umount
 //	CAP_DAC_READ_SEARCH  mount points and origins in directories that root is not let into by mode,
@@ -23,9 +22,10 @@ import (
 // What goes, among others: writing what others own, changing owners and modes, other users' ids,
 // signals, the network's configuration, raw devices, kernel modules; and setuid programs gain nothing
 // when it starts them. Without root nothing is given up: fusermount3, which mounts then, is setuid.
-func shedPrivileges() error {
-	return privilege.Shed(unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH, unix.CAP_SYS_PTRACE)
-}
+var daemonCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH, unix.CAP_SYS_PTRACE}
+
+// shedPrivileges gives up all others, for good. It may start the program anew.
+func shedPrivileges() error { return privilege.Shed(daemonCaps...) }
 
 // checkCacheDir makes the cache's directory, or refuses one in which somebody else could put things in
 // the way. That others may list it is no harm: all that is in it is its owner's alone, since the files

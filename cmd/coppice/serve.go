@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coppice.dev/coppice/cache"
+	"coppice.dev/coppice/internal/privilege"
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/rollout/identity"
 )
@@ -257,7 +258,7 @@ func startDaemon(dir, quota string) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	err = privilege.Start(cmd, daemonCaps...)
 	w.Close()
 	if err != nil {
 		return fail(err)

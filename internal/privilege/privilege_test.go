@@ -99,6 +99,38 @@ func TestShed(t *testing.T) {
 	}
 }
 
+// TestStart starts a program narrowed, and stays as it is.
+func TestStart(t *testing.T) {
+	before, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	c := exec.Command("grep", "-E", "^(CapEff|CapBnd|NoNewPrivs)", "/proc/self/status")
+	c.Stdout = &b
+	if err := privilege.Start(c, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Wait(); err != nil || b.String() != "CapEff:\t0000000000280000\nCapBnd:\t0000000000280000\nNoNewPrivs:\t1\n" {
+		t.Fatalf("%v: %s", err, b.String())
+	}
+	threads, err := filepath.Glob("/proc/self/task/*/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	caps := func(b []byte) string { _, rest, _ := strings.Cut(string(b), "CapInh"); return rest[:100] }
+	if caps(before) != caps(after) || len(threads) == 0 {
+		t.Fatalf("this process has changed:\n%s\n%s", caps(before), caps(after))
+	}
+	if err := privilege.Start(exec.Command("/nonexistent"), unix.CAP_SYS_ADMIN); err == nil {
+		t.Fatal("an error is lost")
+	}
+}
+
 func TestOthersThanRootKeepWhatTheyNeed(t *testing.T) {
 	dir, err := os.MkdirTemp("", "shed") // where another user can execute from
 	if err != nil {
