@@ -302,7 +302,7 @@ func (a *app) syncOrigin(ctx context.Context, from, to string, f syncFlags) erro
 	if err != nil {
 		return err
 	}
-	src, err := origin.Open(ctx, from, origin.Options{})
+	src, err := a.openServer(ctx, from)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/rollout/identity"
 )
 
 // The control protocol: JSON over HTTP on a UNIX socket in the cache's directory, which only the
@@ -34,6 +35,8 @@ type mountRequest struct {
 	AllowDev  bool          `json:"allow_dev,omitempty"`
 	Hydrate   bool          `json:"hydrate,omitempty"`
 	RunDir    string        `json:"run_dir"`
+	// Transport says how the origin proves itself, and this endpoint itself to it.
+	Transport identity.Transport `json:"transport,omitzero"`
 }
 
 // mountReply says what is mounted; Pinned is set when the origin's root was pinned just now.
@@ -42,6 +45,8 @@ type mountReply struct {
 	Manifest string `json:"manifest"`
 	Mode     string `json:"mode"`
 	Pinned   string `json:"pinned,omitempty"`
+	// PinnedKey is the key of the origin's server, if it was pinned just now.
+	PinnedKey string `json:"pinned_key,omitempty"`
 }
 
 type unmountRequest struct {

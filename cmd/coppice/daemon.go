@@ -82,7 +82,7 @@ func (d *daemon) mount(ctx context.Context, req mountRequest) (mountReply, error
 	go d.follow(e)
 	active := e.activePointer()
 	d.log.Info("mounted", "dir", req.Dir, "target", req.Target, "version", active.Version.String(), "mode", e.server.Status().Mode)
-	return mountReply{Version: active.Version.String(), Manifest: active.Manifest.String(), Mode: e.server.Status().Mode, Pinned: pinned}, nil
+	return mountReply{Version: active.Version.String(), Manifest: active.Manifest.String(), Mode: e.server.Status().Mode, Pinned: pinned, PinnedKey: e.key}, nil
 }
 
 // errEnding says that the daemon has no mount any more and goes: the next one serves the request.

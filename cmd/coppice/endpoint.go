@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/fusefs"
@@ -33,6 +34,7 @@ type endpoint struct {
 	refs   trust.Refs
 	view   *cache.Reader
 	server *fusefs.Server
+	key    string // of the origin's server, if it was pinned just now
 
 	follower *rollout.Follower // nil for a fixed version
 	ctx      context.Context   // of the follower and of background work
@@ -48,7 +50,8 @@ type endpoint struct {
 // openEndpoint makes a mount with its version active. pinned is the id of an origin whose root
 // was pinned just now.
 func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoint, pinned string, err error) {
-	src, err := origin.Open(ctx, req.Origin, origin.Options{HTTP: origin.ClientOptions{Poll: req.Poll}})
+	var pinnedKey atomic.Value
+	src, err := openSource(ctx, req.Origin, req.Transport, knownServers(d.dir, pinnedKey.Store), origin.Options{HTTP: origin.ClientOptions{Poll: req.Poll}})
 	if err != nil {
 		return nil, "", err
 	}
@@ -86,6 +89,7 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 		}
 		return nil, "", err
 	}
+	e.key, _ = pinnedKey.Load().(string)
 	return e, pinned, nil
 }
 

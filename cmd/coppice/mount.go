@@ -72,6 +72,9 @@ func (a *app) mount(ctx context.Context, target, dir string, f mountFlags) error
 	if err != nil {
 		return err
 	}
+	if reply.PinnedKey != "" && !a.quiet {
+		a.note("first contact with %s: pinned its key %s", req.Origin, reply.PinnedKey)
+	}
 	if reply.Pinned != "" && !a.quiet {
 		a.note("first contact with %s: pinned its root of trust, origin id %s", req.Origin, reply.Pinned)
 	}
@@ -126,7 +129,7 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 	if err != nil {
 		return req, "", err
 	}
-	loc, err := a.location()
+	loc, transport, err := a.server()
 	if err != nil {
 		return req, "", err
 	}
@@ -138,7 +141,7 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 		return req, "", err
 	}
 	req = mountRequest{Target: target, Dir: abs, Origin: loc, Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev,
-		Hydrate: f.hydrate, RunDir: runDir()}
+		Hydrate: f.hydrate, RunDir: runDir(), Transport: transport}
 	if f.trust != "" {
 		if req.Trust, err = os.ReadFile(f.trust); err != nil {
 			return req, "", disk.Error("read", f.trust, err)
@@ -171,6 +174,9 @@ func (a *app) serveInForeground(ctx context.Context, cacheDir, quota string) (st
 		return nil, disk.Error("create", cacheDir, err)
 	}
 	log := slog.New(slog.NewTextHandler(a.stderr, nil))
+	if err := shedPrivileges(); err != nil {
+		log.Warn("runs with more privileges than it needs", "error", err)
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ready, ended := make(chan error, 1), make(chan struct{})
 	go func() {

@@ -4,16 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"path/filepath"
-	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 
 	"coppice.dev/coppice/namespace"
@@ -75,55 +69,6 @@ func (a *app) initOrigin(ctx context.Context, dir string) error {
 	return a.result(map[string]any{"origin": dir, "id": root.ID, "keys": keys, "key_id": key.KeyID(), "key_made": made}, func(w io.Writer) {
 		fmt.Fprintf(w, "origin  %s\nkey     %s (%s)\n", dir, filepath.Join(keys, keyFile), key.KeyID())
 	})
-}
-
-func (a *app) originServe() *cobra.Command {
-	var listen string
-	c := &cobra.Command{
-		Use:   "serve DIR",
-		Short: "Serve an origin over HTTP",
-		Long: `Serves the origin in DIR, read-only, over HTTP. An origin is static files, so any web server
-can do this; this one also tells followers of a new pointer within milliseconds, and has
-/healthz and /metrics. Signatures protect the content, not this connection: put a TLS proxy in
-front where the reader's privacy matters.`,
-		Example: "  coppice origin serve /srv/origin --listen :8080",
-		Args:    exact(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.serveOrigin(c.Context(), args[0], listen)
-		},
-	}
-	c.Flags().StringVar(&listen, "listen", "127.0.0.1:8080", "`ADDR` to listen on; port 0 chooses one")
-	return c
-}
-
-func (a *app) serveOrigin(ctx context.Context, dir, listen string) error {
-	o, err := origin.OpenDir(dir)
-	if err != nil {
-		return err
-	}
-	ln, err := net.Listen("tcp", listen)
-	if err != nil {
-		return namespace.E(namespace.Unavailable, "listen on", listen, err)
-	}
-	metrics := origin.NewMetrics()
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(metrics)
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.Handle("/", metrics.Handler(origin.NewHandler(o)))
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		BaseContext: func(net.Listener) context.Context { return ctx }}
-	a.note("serving %s on http://%s", dir, ln.Addr())
-	stop := context.AfterFunc(ctx, func() {
-		grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		_ = srv.Shutdown(grace)
-	})
-	defer stop()
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		return namespace.E(namespace.Internal, "serve", dir, err)
-	}
-	return nil
 }
 
 // manifest loads a manifest.

@@ -20,6 +20,7 @@ type app struct {
 	cache  string // --cache
 	keys   string // --keys
 	quiet  bool
+	tls    transportFlags
 }
 
 // run executes one command line and returns its exit code.
@@ -63,10 +64,11 @@ local cache; rollout and rollback move a signed pointer.
 	f.StringVar(&a.origin, "origin", os.Getenv("COPPICE_ORIGIN"), "`LOCATION` of the origin: a directory or an http(s) URL (COPPICE_ORIGIN)")
 	f.StringVar(&a.cache, "cache", os.Getenv("COPPICE_CACHE"), "`DIR` of the endpoint's cache (COPPICE_CACHE; default "+defaultCacheText+")")
 	f.StringVar(&a.keys, "keys", os.Getenv("COPPICE_KEYS"), "`DIR` of the signing keys (COPPICE_KEYS; default: the origin's directory with .keys appended)")
+	a.tls.register(f)
 	f.BoolVar(&a.json, "json", false, "print the result as JSON; fields are only ever added")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes")
 	// What the environment says is no default: help and manual are the same everywhere.
-	for _, name := range []string{"origin", "cache", "keys"} {
+	for _, name := range append([]string{"origin", "cache", "keys"}, transportNames...) {
 		f.Lookup(name).DefValue = ""
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
@@ -74,6 +76,7 @@ local cache; rollout and rollback move a signed pointer.
 	})
 	root.AddCommand(a.originCommand(), a.treeCommand(), a.namespaceCommand(), a.channelCommand(), a.whereCommand(),
 		a.mountCommand(), a.unmountCommand(), a.statusCommand(), a.cacheCommand(),
+		a.accessCommand(), a.endpointCommand(), a.auditCommand(),
 		a.daemonCommand(), a.docsCommand(root))
 	return root
 }

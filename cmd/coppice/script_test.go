@@ -44,6 +44,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "await": await, "serve": serve, "unserve": unserve,
 			"json": jsonField, "capture": capture, "flip": flip, "within": within, "rootfs": rootfs,
+			"as": as, "hold": hold, "unhold": unhold,
 		},
 		Setup: func(env *testscript.Env) error {
 			work := env.WorkDir
@@ -55,6 +56,7 @@ func TestScripts(t *testing.T) {
 				env.Setenv(name, value)
 			}
 			env.Values[server{}] = &server{}
+			env.Values[holder{}] = &holder{}
 			env.Defer(func() { tellLog(env, work+"/cache/log/daemon.log") })
 			return nil
 		},

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -93,9 +94,14 @@ func within(ts *testscript.TestScript, neg bool, args []string) {
 // server is the `coppice origin serve` of a script.
 type server struct{ cmd *exec.Cmd }
 
-// serve DIR [ADDR]: serves an origin in the background; $URL and $ADDR say where.
+// serve DIR [ADDR] [-- FLAG...]: serves an origin in the background; $URL and $ADDR say where, and
+// with --tls, $PIN its key.
 func serve(ts *testscript.TestScript, _ bool, args []string) {
 	s := ts.Value(server{}).(*server)
+	var flags []string
+	if i := slices.Index(args, "--"); i >= 0 {
+		args, flags = args[:i], args[i+1:]
+	}
 	if len(args) < 1 || len(args) > 2 || s.cmd != nil {
 		ts.Fatalf("usage: serve DIR [ADDR], once")
 	}
@@ -103,7 +109,7 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) == 2 {
 		addr = args[1]
 	}
-	s.cmd = scriptCommand(ts, []string{"coppice", "origin", "serve", args[0], "--listen", addr})
+	s.cmd = scriptCommand(ts, append([]string{"coppice", "origin", "serve", args[0], "--listen", addr}, flags...))
 	stderr, err := s.cmd.StderrPipe()
 	ts.Check(err)
 	ts.Check(s.cmd.Start())
@@ -116,7 +122,12 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("it does not serve: %s%s", line, rest)
 	}
 	ts.Setenv("URL", url)
-	ts.Setenv("ADDR", strings.TrimPrefix(url, "http://"))
+	_, address, _ := strings.Cut(url, "://")
+	ts.Setenv("ADDR", address)
+	if slices.Contains(flags, "--tls") {
+		line, _ = lines.ReadString('\n')
+		ts.Setenv("PIN", regexp.MustCompile("sha256:[0-9a-f]{64}").FindString(line))
+	}
 }
 
 // unserve: interrupts the server and waits for it.

@@ -20,7 +20,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"coppice.dev/coppice/cache"
+	"coppice.dev/coppice/internal/privilege"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/rollout/identity"
 )
 
 // daemonCommand is the process behind `coppice mount`. People do not call it.
@@ -36,12 +38,19 @@ func (a *app) daemonCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			shed := shedPrivileges() // may start this anew: before anything is opened
 			ready := os.NewFile(readyFD, "ready")
+			if err := checkCacheDir(dir); err != nil {
+				return announce(ready, err)
+			}
 			file, err := openLog(dir)
 			if err != nil {
 				return announce(ready, namespace.E(namespace.KindOf(err), "open log", logPath(dir), err))
 			}
 			log := slog.New(slog.NewTextHandler(file, nil))
+			if shed != nil {
+				log.Warn("runs with more privileges than it needs", "error", shed)
+			}
 			err = runDaemon(c.Context(), dir, quota, log, func(err error) { _ = announce(ready, err) })
 			if err != nil {
 				log.Error("daemon failed", "error", err)
@@ -78,6 +87,10 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 		return err
 	}
 	debug.SetMemoryLimit(daemonMemory)
+	if err := checkCacheDir(dir); err != nil {
+		ready(err)
+		return err
+	}
 	c, err := cache.Open(cache.Options{Dir: dir, QuotaBytes: bytes, Logger: log})
 	if err != nil {
 		ready(err)
@@ -89,7 +102,8 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 		return errors.Join(err, c.Close())
 	}
 	d := newDaemon(dir, c, log, stop)
-	srv := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 10 * time.Second}
+	srv := identity.NewServer(identity.RequirePeer(os.Geteuid(), identity.Body(requestBytesMax, d.handler())), identity.Limits{Rate: -1}, log)
+	srv.ConnContext = identity.PeerContext
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	log.Info("daemon started", "cache", dir, "pid", os.Getpid())
@@ -103,6 +117,9 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 	log.Info("daemon ended")
 	return nil
 }
+
+// requestBytesMax bounds a request to the daemon: one may carry a root of trust.
+const requestBytesMax = 16 << 20
 
 // daemonMemory is what the daemon's heap is kept to, by collecting garbage more often near it.
 const daemonMemory = 72 << 20
@@ -147,7 +164,7 @@ func (d *daemon) handler() http.Handler {
 func answer[Req, Reply any](f func(context.Context, Req) (Reply, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var req Req
-		err := json.NewDecoder(io.LimitReader(r.Body, 16<<20)).Decode(&req)
+		err := json.NewDecoder(r.Body).Decode(&req)
 		var reply Reply
 		if err == nil {
 			reply, err = f(r.Context(), req)
@@ -241,7 +258,7 @@ func startDaemon(dir, quota string) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	err = privilege.Start(cmd, daemonCaps...)
 	w.Close()
 	if err != nil {
 		return fail(err)

@@ -114,11 +114,7 @@ type reader struct {
 // openReader opens the origin named by --origin for reading. Its root is believed as presented:
 // whoever lists an origin looks at it, and runs nothing from it.
 func (a *app) openReader(ctx context.Context) (*reader, error) {
-	loc, err := a.location()
-	if err != nil {
-		return nil, err
-	}
-	src, err := origin.Open(ctx, loc, origin.Options{})
+	src, err := a.openOrigin(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,7 @@ var floors = map[string][]string{
 	"namespace/storetest":    {"namespace"},
 	"internal/disk":          {"namespace"},
 	"internal/sandbox":       {"namespace"},
+	"internal/privilege":     {"namespace"},
 	"internal/tidy":          {},
 	"builder":                {"namespace", "namespace/catalog", "namespace/object", "namespace/object/delta", "namespace/trust", "internal/disk"},
 	"builder/packages":       {"namespace", "namespace/catalog", "internal/disk"},
@@ -34,8 +35,10 @@ var floors = map[string][]string{
 	"rollout/window":         {"namespace"},
 	"rollout/endpoint":       {"namespace", "rollout/offer", "rollout/policy", "rollout/window"},
 	"internal/world":         {"namespace", "rollout/offer", "rollout/policy", "rollout/endpoint"}, // it simulates them; only tests import it
+	"rollout/identity":       {"namespace", "internal/disk"},
+	"rollout/audit":          {"namespace", "internal/disk"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
-		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "internal/disk", "internal/sandbox"},
+		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "rollout/identity", "rollout/audit", "internal/disk", "internal/sandbox", "internal/privilege"},
 }
 
 // testRooms may be imported by any test.
@@ -66,9 +69,10 @@ var doors = map[string][]string{
 	"github.com/goccy/go-yaml":               {"cmd/coppice"},
 	"github.com/vbauerster/mpb":              {"cmd/coppice"},
 	"cel.dev":                                {"rollout/policy"},
-	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                        // tests: testscript
-	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                 // each has collectors, the command serves them
-	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice"}, // the kernel's door, not a library's
+	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                                                                                   // tests: testscript
+	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                                                                            // each has collectors, the command serves them
+	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice", "internal/privilege", "rollout/identity", "rollout/audit"}, // the kernel's door, not a library's
+	"golang.org/x/time":                      {"rollout/identity"},
 	"golang.org/x/sync":                      {"builder", "builder/oci", "cache", "namespace/origin", "fusefs"},
 }
 

@@ -35,6 +35,9 @@ type ClientOptions struct {
 	TLS *tls.Config
 	// Header is added to every request, for servers that want a token.
 	Header http.Header
+	// Authorize, if not nil, adds to each request the proof of who makes it. Its error ends the request,
+	// with its Kind.
+	Authorize func(*http.Request) error
 	// UserAgent names the program; "coppice".
 	UserAgent string
 }
@@ -290,6 +293,13 @@ func (c *Client) do(ctx context.Context, req request) (*response, error) {
 	resp := &response{op: req.op, subject: req.subject, outer: ctx, inner: inner, cancel: cancel, stall: c.opts.StallTimeout}
 	resp.timer = time.AfterFunc(req.wait, func() { cancel(errSlow) })
 	hr, err := c.newRequest(inner, req)
+	if err == nil && c.opts.Authorize != nil {
+		if denied := c.opts.Authorize(hr); denied != nil {
+			resp.timer.Stop()
+			cancel(nil)
+			return nil, namespace.E(namespace.KindOf(denied), req.op, req.subject, denied)
+		}
+	}
 	if err == nil {
 		resp.http, err = c.http.Do(hr)
 	}

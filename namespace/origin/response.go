@@ -2,6 +2,7 @@ package origin
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -44,6 +45,9 @@ func (r *response) check(req request) error {
 		err := namespace.E(namespace.Unavailable, r.op, r.subject, fmt.Errorf("%s answered with a web page", h.Request.URL.Host))
 		return namespace.WithHint(err, "is a captive portal or a proxy in between, or is the origin's URL wrong?")
 	case status == http.StatusOK:
+	case status == http.StatusUnauthorized:
+		err := namespace.E(namespace.Denied, r.op, r.subject, fmt.Errorf("%s wants to know who reads", h.Request.URL.Host))
+		return namespace.WithHint(err, "prove it with --token-file or --client-cert; what was proven may have expired or been revoked")
 	default:
 		return namespace.E(StatusKind(status, h.Header), r.op, r.subject, fmt.Errorf("%s answered %s", h.Request.URL.Host, h.Status))
 	}
@@ -191,7 +195,18 @@ func (r *response) error(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = fmt.Errorf("the body is shorter than announced")
 	}
-	return namespace.E(namespace.Unavailable, r.op, r.subject, err)
+	err = namespace.E(namespace.Unavailable, r.op, r.subject, err)
+	if isImpostor(err) {
+		err = namespace.WithHint(err, "name its authority with --tls-ca, or its key with --tls-pin, if it is who it should be")
+	}
+	return err
+}
+
+// isImpostor reports whether a server could not prove who it is. For whoever has the content already
+// that is the same as no server, and so Unavailable; but to ask again would be of no use.
+func isImpostor(err error) bool {
+	var v *tls.CertificateVerificationError
+	return errors.As(err, &v)
 }
 
 // parseContentRange reads "bytes 0-9/100"; size is -1 for "*".

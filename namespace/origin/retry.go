@@ -71,7 +71,7 @@ func (a *attempts) progress() {
 
 // again sleeps before the next attempt, or returns the error that the call ends with.
 func (a *attempts) again(ctx context.Context, err error) error {
-	if !Retryable(namespace.KindOf(err)) {
+	if !Retryable(namespace.KindOf(err)) || isImpostor(err) {
 		return err
 	}
 	pause := a.pauses.NextBackOff()
