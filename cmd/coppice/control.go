@@ -45,7 +45,7 @@ type mountReply struct {
 	Manifest string `json:"manifest"`
 	Mode     string `json:"mode"`
 	Pinned   string `json:"pinned,omitempty"`
-	// PinnedKey is the key of the origin's server, if it was pinned just now.
+	// PinnedKey is "HOST: pinned its key PIN", if the key of the origin's server was pinned just now.
 	PinnedKey string `json:"pinned_key,omitempty"`
 }
 

@@ -22,6 +22,7 @@ import (
 	"coppice.dev/coppice/namespace/origin"
 	"coppice.dev/coppice/namespace/trust"
 	"coppice.dev/coppice/rollout"
+	"coppice.dev/coppice/rollout/identity"
 )
 
 // endpoint is one mount: an origin seen through the cache, what is to be active, and the kernel's
@@ -34,7 +35,7 @@ type endpoint struct {
 	refs   trust.Refs
 	view   *cache.Reader
 	server *fusefs.Server
-	key    string // of the origin's server, if it was pinned just now
+	key    string // what to say of the origin's server, if its key was pinned just now
 
 	follower *rollout.Follower // nil for a fixed version
 	ctx      context.Context   // of the follower and of background work
@@ -51,7 +52,8 @@ type endpoint struct {
 // was pinned just now.
 func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoint, pinned string, err error) {
 	var pinnedKey atomic.Value
-	src, err := openSource(ctx, req.Origin, req.Transport, knownServers(d.dir, pinnedKey.Store), origin.Options{HTTP: origin.ClientOptions{Poll: req.Poll}})
+	known := knownServers(d.dir, func(host string, pin identity.Pin) { pinnedKey.Store(host + ": pinned its key " + pin.String()) })
+	src, err := openSource(ctx, req.Origin, req.Transport, known, origin.Options{HTTP: origin.ClientOptions{Poll: req.Poll}})
 	if err != nil {
 		return nil, "", err
 	}

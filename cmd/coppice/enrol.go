@@ -21,13 +21,11 @@ func (a *app) endpointCommand() *cobra.Command {
 	return group("endpoint", "This machine's identity", a.endpointEnrol(), a.endpointRenew(), a.endpointIdentity())
 }
 
-const defaultIdentityText = "--client-cert; else /var/lib/coppice/endpoint.pem for root, ~/.local/state/coppice/endpoint.pem else"
-
-// credentials are this machine's, and the server that they are for.
-func (a *app) credentials(server string) (*identity.Credentials, string, error) {
-	url, t, err := a.proof(server)
+// credentials are this machine's.
+func (a *app) credentials() (*identity.Credentials, error) {
+	t, err := a.tls.transport()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	path := t.ClientCert
 	if path == "" {
@@ -35,21 +33,13 @@ func (a *app) credentials(server string) (*identity.Credentials, string, error) 
 		if os.Geteuid() != 0 {
 			home, err := os.UserHomeDir()
 			if err != nil {
-				return nil, "", namespace.WithHint(namespace.E(namespace.NotExist, "find", "home directory", err), "name the file with --client-cert")
+				return nil, namespace.WithHint(namespace.E(namespace.NotExist, "find", "home directory", err), "name the file with --client-cert")
 			}
 			path = filepath.Join(home, ".local/state/coppice/endpoint.pem")
 		}
 	}
-	dir, err := a.cacheDir()
-	if err != nil {
-		return nil, "", err
-	}
-	known := knownServers(dir, func(pin any) {
-		if !a.quiet {
-			a.note("first contact with %s: pinned its key %s", url, pin)
-		}
-	})
-	return &identity.Credentials{Path: path, Transport: t, Known: known}, strings.TrimRight(url, "/"), nil
+	known, err := a.knownServers()
+	return &identity.Credentials{Path: path, Transport: t, Known: known}, err
 }
 
 func (a *app) endpointEnrol() *cobra.Command {
@@ -60,7 +50,8 @@ func (a *app) endpointEnrol() *cobra.Command {
 		Short: "Get this machine a certificate for an invitation",
 		Long: `Makes a key and gets a certificate for it from a server, for an invitation ("coppice access endpoint
 invite" makes one). Key and certificate are kept in one file, which nobody else can read; mounts name
-it with --client-cert. The key never leaves this machine. If the answer was lost, the same command may
+it with --client-cert, which also says here where it is (default: /var/lib/coppice/endpoint.pem for
+root, ~/.local/state/coppice/endpoint.pem else). The key never leaves this machine. If the answer was lost, the same command may
 be given again; else an invitation is good once.`,
 		Example: `  coppice endpoint enrol --token @invitation --server https+pin://sha256:…@origin.example:8443 --id desk-17
   coppice endpoint enrol --token - --server https://origin.example <invitation`,
@@ -78,11 +69,11 @@ be given again; else an invitation is good once.`,
 					return err
 				}
 			}
-			creds, url, err := a.credentials(server)
+			creds, err := a.credentials()
 			if err != nil {
 				return err
 			}
-			e, err := creds.Enrol(c.Context(), url, text, id, again)
+			e, err := creds.Enrol(c.Context(), server, text, id, again)
 			return a.showIdentity(creds, e, err)
 		},
 	}
@@ -109,11 +100,11 @@ takes a new invitation.`,
 			if server == "" {
 				return usage("--server is needed")
 			}
-			creds, url, err := a.credentials(server)
+			creds, err := a.credentials()
 			if err != nil {
 				return err
 			}
-			e, err := renew(c.Context(), creds, url, force)
+			e, err := renew(c.Context(), creds, server, force)
 			return a.showIdentity(creds, e, err)
 		},
 	}
@@ -138,7 +129,7 @@ func (a *app) endpointIdentity() *cobra.Command {
 		Example: "  coppice endpoint identity",
 		Args:    exact(0),
 		RunE: func(*cobra.Command, []string) error {
-			creds, _, err := a.credentials("")
+			creds, err := a.credentials()
 			if err != nil {
 				return err
 			}

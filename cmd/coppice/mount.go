@@ -73,7 +73,7 @@ func (a *app) mount(ctx context.Context, target, dir string, f mountFlags) error
 		return err
 	}
 	if reply.PinnedKey != "" && !a.quiet {
-		a.note("first contact with %s: pinned its key %s", req.Origin, reply.PinnedKey)
+		a.note("first contact with %s", reply.PinnedKey)
 	}
 	if reply.Pinned != "" && !a.quiet {
 		a.note("first contact with %s: pinned its root of trust, origin id %s", req.Origin, reply.Pinned)
@@ -129,7 +129,11 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 	if err != nil {
 		return req, "", err
 	}
-	loc, transport, err := a.server()
+	loc, err := a.location()
+	if err != nil {
+		return req, "", err
+	}
+	transport, err := a.tls.transport()
 	if err != nil {
 		return req, "", err
 	}

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/origin"
@@ -47,35 +45,6 @@ func (t *transportFlags) transport() (identity.Transport, error) {
 	return all, nil
 }
 
-// server returns the origin's location, without a pin, and how its server proves itself.
-func (a *app) server() (string, identity.Transport, error) {
-	loc, err := a.location()
-	if err != nil {
-		return "", identity.Transport{}, err
-	}
-	return a.proof(loc)
-}
-
-// proof takes a pin out of a location.
-func (a *app) proof(location string) (string, identity.Transport, error) {
-	t, err := a.tls.transport()
-	if err != nil {
-		return "", t, err
-	}
-	l, err := identity.ParseLocation(location)
-	if err != nil {
-		return "", t, err
-	}
-	if !l.Pin.IsZero() && !t.Pin.IsZero() && l.Pin != t.Pin {
-		return "", t, usage("the location and --tls-pin name different keys")
-	}
-	if t.Pin.IsZero() {
-		t.Pin = l.Pin
-	}
-	t.ByKey = l.ByKey
-	return l.URL, t, nil
-}
-
 // openOrigin opens the origin named by --origin for reading.
 func (a *app) openOrigin(ctx context.Context) (origin.Conn, error) {
 	loc, err := a.location()
@@ -88,41 +57,47 @@ func (a *app) openOrigin(ctx context.Context) (origin.Conn, error) {
 // openServer opens an origin for reading; which keys servers had is remembered in the cache's
 // directory.
 func (a *app) openServer(ctx context.Context, location string) (origin.Conn, error) {
-	loc, t, err := a.proof(location)
+	t, err := a.tls.transport()
 	if err != nil {
 		return nil, err
 	}
+	known, err := a.knownServers()
+	if err != nil {
+		return nil, err
+	}
+	return openSource(ctx, location, t, known, origin.Options{})
+}
+
+// knownServers is the memory of servers' keys of this command.
+func (a *app) knownServers() (*identity.Known, error) {
 	dir, err := a.cacheDir()
 	if err != nil {
 		return nil, err
 	}
-	known := knownServers(dir, func(pin any) {
+	return knownServers(dir, func(host string, pin identity.Pin) {
 		if !a.quiet {
-			a.note("first contact with %s: pinned its key %s", loc, pin)
+			a.note("first contact with %s: pinned its key %s", host, pin)
 		}
-	})
-	return openSource(ctx, loc, t, known, origin.Options{})
+	}), nil
 }
 
 // knownServers is the memory of servers' keys in the cache's directory. first is told of a key that
 // is pinned.
-func knownServers(cacheDir string, first func(pin any)) *identity.Known {
-	return &identity.Known{Dir: filepath.Join(cacheDir, "trust", "tls"), Notify: func(_ string, pin identity.Pin) { first(pin.String()) }}
+func knownServers(cacheDir string, first func(host string, pin identity.Pin)) *identity.Known {
+	return &identity.Known{Dir: filepath.Join(cacheDir, "trust", "tls"), Notify: first}
 }
 
 // openSource opens the origin at location for reading, as [origin.Open] does, over a connection on
 // which both sides prove themselves as t says.
 func openSource(ctx context.Context, location string, t identity.Transport, known *identity.Known, o origin.Options) (origin.Conn, error) {
-	if !strings.HasPrefix(location, "http://") && !strings.HasPrefix(location, "https://") {
-		if !t.Pin.IsZero() || t.ByKey {
-			return nil, namespace.E(namespace.Invalid, "open origin", location, errors.New("a pin is for a server: https://…"))
-		}
-		return origin.Open(ctx, location, o)
+	o.HTTP.Secure = secure(t, known)
+	return origin.Open(ctx, location, o)
+}
+
+// secure makes an origin's client prove itself and its server.
+func secure(t identity.Transport, known *identity.Known) func(string) (origin.Secured, error) {
+	return func(location string) (origin.Secured, error) {
+		d, err := t.Prepare(location, known)
+		return origin.Secured{URL: d.URL, TLS: d.TLS, Authorize: d.Authorize}, err
 	}
-	d, err := t.Prepare(location, known)
-	if err != nil {
-		return nil, err
-	}
-	o.HTTP.TLS, o.HTTP.Authorize = d.TLS, d.Authorize
-	return origin.Open(ctx, d.URL, o)
 }

@@ -38,8 +38,18 @@ type ClientOptions struct {
 	// Authorize, if not nil, adds to each request the proof of who makes it. Its error ends the request,
 	// with its Kind.
 	Authorize func(*http.Request) error
+	// Secure, if not nil, says for each location how its server is reached and proven, in place of TLS
+	// and Authorize: several origins have a key each.
+	Secure func(location string) (Secured, error)
 	// UserAgent names the program; "coppice".
 	UserAgent string
+}
+
+// Secured is how the server of a location is reached.
+type Secured struct {
+	URL       string // http or https
+	TLS       *tls.Config
+	Authorize func(*http.Request) error
 }
 
 func (o ClientOptions) withDefaults() ClientOptions {
@@ -80,9 +90,16 @@ var (
 // request may be silent for a minute, and a pulled cable says nothing.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2}
 
-// NewClient returns a client of the origin at an http or https URL. It does no I/O.
-// Kinds: Invalid.
+// NewClient returns a client of the origin at an http or https URL, or at another location that
+// ClientOptions.Secure knows. It does no I/O. Kinds: Invalid, and those of Secure.
 func NewClient(base string, opts ClientOptions) (*Client, error) {
+	if opts.Secure != nil {
+		s, err := opts.Secure(base)
+		if err != nil {
+			return nil, err
+		}
+		base, opts.TLS, opts.Authorize = s.URL, s.TLS, s.Authorize
+	}
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, namespace.E(namespace.Invalid, "open origin", base, errors.Join(fmt.Errorf("want http://HOST/PATH or https://HOST/PATH"), err))

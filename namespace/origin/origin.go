@@ -108,7 +108,7 @@ func parseLocation(location string) (scheme, path string, err error) {
 		return "", location, nil
 	case scheme == "file" && strings.HasPrefix(rest, "/"):
 		return "", rest, nil
-	case scheme == "http", scheme == "https":
+	case scheme == "http", scheme == "https", scheme == "https+pin": // the last is for ClientOptions.Secure
 		return scheme, location, nil
 	}
 	reason := fmt.Errorf("unknown scheme %q", scheme)

@@ -16,7 +16,6 @@ import (
 // of the system, and no proof of its own. Paths are absolute when it crosses to another process.
 type Transport struct {
 	Pin        Pin    `json:"pin,omitzero"`          // of the server's key; wins over authorities
-	ByKey      bool   `json:"by_key,omitempty"`      // without a Pin: by the key seen at first contact
 	Authority  string `json:"authority,omitempty"`   // file with the certificates of authorities, in place of the system's
 	TokenFile  string `json:"token_file,omitempty"`  // with a bearer token; read again for each request
 	ClientCert string `json:"client_cert,omitempty"` // file with a certificate and its key; read again when it changes
@@ -48,7 +47,7 @@ func (t Transport) Prepare(location string, known *Known) (Dialled, error) {
 		}
 		l.Pin = t.Pin
 	}
-	l.ByKey = l.ByKey || t.ByKey || !t.Pin.IsZero()
+	l.ByKey = l.ByKey || !t.Pin.IsZero()
 	u, err := url.Parse(l.URL)
 	if err != nil {
 		return Dialled{}, namespace.E(namespace.Invalid, "open", l.URL, errors.New("malformed URL"))

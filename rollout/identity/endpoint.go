@@ -99,7 +99,7 @@ func (c *Credentials) Enrol(ctx context.Context, server, invitation, id string, 
 	if err != nil {
 		return Enrolled{}, err
 	}
-	return c.obtain(ctx, server+enrolPath, Transport{}, enrolRequest{invitation, id, request}, id, key)
+	return c.obtain(ctx, strings.TrimRight(server, "/")+enrolPath, Transport{}, enrolRequest{invitation, id, request}, id, key)
 }
 
 // Renew gets a new certificate, for a new key, with the one there is. Kinds: Denied, Unavailable, and
@@ -121,7 +121,7 @@ func (c *Credentials) Renew(ctx context.Context, server string) (Enrolled, error
 	if err != nil {
 		return Enrolled{}, err
 	}
-	return c.obtain(ctx, server+renewPath, Transport{ClientCert: c.Path}, renewRequest{request}, was.ID, key)
+	return c.obtain(ctx, strings.TrimRight(server, "/")+renewPath, Transport{ClientCert: c.Path}, renewRequest{request}, was.ID, key)
 }
 
 // signingRequest proves that we have key. What else a request can say, the server does not read.
