@@ -22,6 +22,7 @@ var floors = map[string][]string{
 	"namespace/storetest":    {"namespace"},
 	"internal/disk":          {"namespace"},
 	"internal/sandbox":       {"namespace"},
+	"internal/netwatch":      {"namespace"},
 	"internal/tidy":          {},
 	"builder":                {"namespace", "namespace/catalog", "namespace/object", "namespace/object/delta", "namespace/trust", "internal/disk"},
 	"builder/packages":       {"namespace", "namespace/catalog", "internal/disk"},
@@ -30,7 +31,7 @@ var floors = map[string][]string{
 	"fusefs":                 {"namespace", "namespace/catalog"},
 	"rollout":                {"namespace", "namespace/trust"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
-		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "internal/disk", "internal/sandbox"},
+		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "internal/disk", "internal/sandbox", "internal/netwatch"},
 }
 
 // testRooms may be imported by any test.
@@ -60,9 +61,11 @@ var doors = map[string][]string{
 	"github.com/spf13/cobra":                 {"cmd/coppice"},
 	"github.com/goccy/go-yaml":               {"cmd/coppice"},
 	"github.com/vbauerster/mpb":              {"cmd/coppice"},
-	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                        // tests: testscript
-	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                 // each has collectors, the command serves them
-	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice"}, // the kernel's door, not a library's
+	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                                             // tests: testscript
+	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                                      // each has collectors, the command serves them
+	"github.com/vishvananda/netlink":         {"internal/netwatch"},                                                                                                       // what network there is, as the kernel tells it
+	"github.com/godbus/dbus":                 {"internal/netwatch"},                                                                                                       // NetworkManager's metered flag
+	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "internal/netwatch", "cmd/coppice"}, // the kernel's door, not a library's
 	"golang.org/x/sync":                      {"builder", "builder/oci", "cache", "namespace/origin", "fusefs"},
 }
 
