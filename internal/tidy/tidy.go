@@ -63,6 +63,8 @@ var doors = map[string][]string{
 	"github.com/vbauerster/mpb":              {"cmd/coppice"},
 	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                                             // tests: testscript
 	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                                      // each has collectors, the command serves them
+	"golang.org/x/net":                       {"namespace/origin"},                                                                                                        // httpproxy: how everybody reads NO_PROXY
+	"golang.org/x/time":                      {"namespace/origin"},                                                                                                        // rate
 	"github.com/vishvananda/netlink":         {"internal/netwatch"},                                                                                                       // what network there is, as the kernel tells it
 	"github.com/godbus/dbus":                 {"internal/netwatch"},                                                                                                       // NetworkManager's metered flag
 	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "internal/netwatch", "cmd/coppice"}, // the kernel's door, not a library's
