@@ -46,9 +46,13 @@ type pacedBody struct {
 	io.ReadCloser
 	ctx   context.Context
 	limit *rate.Limiter
+	over  error // of a wait that had no time; what was read before it was given
 }
 
 func (b *pacedBody) Read(p []byte) (int, error) {
+	if b.over != nil {
+		return 0, b.over
+	}
 	n, err := b.ReadCloser.Read(p[:min(len(p), paceBurst)])
 	if n > 0 {
 		if werr := b.limit.WaitN(b.ctx, n); werr != nil {
@@ -56,7 +60,8 @@ func (b *pacedBody) Read(p []byte) (int, error) {
 			if ended := b.ctx.Err(); ended != nil {
 				kind = namespace.KindOf(ended)
 			}
-			return n, namespace.E(kind, "read", "body", werr)
+			b.over = namespace.E(kind, "read", "body", werr)
+			return n, b.over
 		}
 	}
 	return n, err
