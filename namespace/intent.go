@@ -19,11 +19,20 @@ func Reject(body any, err error) {
 
 type backgroundKey struct{}
 
-// InBackground returns ctx marked as that of work nobody waits for: a source may let it wait, for
-// a rate or for somebody who does.
-func InBackground(ctx context.Context) context.Context {
-	return context.WithValue(ctx, backgroundKey{}, true)
+// InBackground returns ctx marked as that of work nobody waits for: a source may slow it to a rate,
+// until urgent is closed because somebody does wait by now. A nil channel is never closed.
+func InBackground(ctx context.Context, urgent <-chan struct{}) context.Context {
+	return context.WithValue(ctx, backgroundKey{}, urgent)
 }
 
-// IsBackground reports whether ctx is marked by [InBackground].
-func IsBackground(ctx context.Context) bool { return ctx.Value(backgroundKey{}) != nil }
+// Background reports whether ctx is marked by [InBackground] and not urgent yet, and returns the
+// channel that is closed when it becomes that.
+func Background(ctx context.Context) (urgent <-chan struct{}, yes bool) {
+	urgent, yes = ctx.Value(backgroundKey{}).(<-chan struct{})
+	select {
+	case <-urgent:
+		return urgent, false
+	default:
+		return urgent, yes
+	}
+}

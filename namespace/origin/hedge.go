@@ -85,7 +85,7 @@ func (s *start) drop() {
 // Get implements namespace.Fetcher.
 func (h *hedge) Get(ctx context.Context, k namespace.Key, off, n int64) (io.ReadCloser, error) {
 	order := h.order()
-	if namespace.IsBackground(ctx) || len(order) == 0 {
+	if _, background := namespace.Background(ctx); background || len(order) == 0 {
 		body, _, err := h.getFrom(ctx, order, k, off, n)
 		return body, err
 	}

@@ -3,6 +3,7 @@ package origin
 import (
 	"context"
 	"io"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -36,7 +37,7 @@ func (p *pace) set(bytesPerSecond int64) {
 // Get implements namespace.Fetcher.
 func (p *pace) Get(ctx context.Context, k namespace.Key, off, n int64) (io.ReadCloser, error) {
 	body, err := p.Source.Get(ctx, k, off, n)
-	if err != nil || !namespace.IsBackground(ctx) {
+	if _, background := namespace.Background(ctx); err != nil || !background {
 		return body, err
 	}
 	return &pacedBody{ReadCloser: body, ctx: ctx, limit: p.limit}, nil
@@ -46,24 +47,26 @@ type pacedBody struct {
 	io.ReadCloser
 	ctx   context.Context
 	limit *rate.Limiter
-	over  error // of a wait that had no time; what was read before it was given
+	owed  *time.Timer // runs until the rate allows the next read
 }
 
+// Read waits for what the rate asks of the bytes before, unless somebody waits for them by now.
 func (b *pacedBody) Read(p []byte) (int, error) {
-	if b.over != nil {
-		return 0, b.over
+	urgent, background := namespace.Background(b.ctx)
+	if !background {
+		return b.ReadCloser.Read(p)
 	}
-	n, err := b.ReadCloser.Read(p[:min(len(p), paceBurst)])
-	if n > 0 {
-		if werr := b.limit.WaitN(b.ctx, n); werr != nil {
-			kind := namespace.Unavailable // its deadline is before what the rate allows
-			if ended := b.ctx.Err(); ended != nil {
-				kind = namespace.KindOf(ended)
-			}
-			b.over = namespace.E(kind, "read", "body", werr)
-			return n, b.over
+	if b.owed != nil {
+		select {
+		case <-b.owed.C:
+		case <-urgent:
+		case <-b.ctx.Done():
+			b.owed.Stop()
+			return 0, contextError(b.ctx, "read", "body")
 		}
 	}
+	n, err := b.ReadCloser.Read(p[:min(len(p), paceBurst)])
+	b.owed = time.NewTimer(b.limit.ReserveN(time.Now(), n).Delay())
 	return n, err
 }
 

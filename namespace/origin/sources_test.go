@@ -331,7 +331,7 @@ func TestSourcesHedge(t *testing.T) {
 	}
 	// In the background nothing is hedged.
 	before := s.Status()[1].Hedged
-	bg, stop := context.WithTimeout(namespace.InBackground(t.Context()), time.Second)
+	bg, stop := context.WithTimeout(namespace.InBackground(t.Context(), nil), time.Second)
 	defer stop()
 	if _, err := storetest.ReadAll(bg, s, k, 0, 10); err == nil {
 		t.Error("read through a closed gate")
@@ -433,24 +433,28 @@ func TestSourcesReset(t *testing.T) {
 func TestSourcesPace(t *testing.T) {
 	_, _, s, k, body := two(t)
 	s.Pace(400_000)
-	start := time.Now()
 	wantGet(t, s, k, body)
-	if took := time.Since(start); took > 300*time.Millisecond {
-		t.Logf("a reader took %v", took)
-	}
-	start = time.Now()
-	got, err := storetest.ReadAll(namespace.InBackground(t.Context()), s, k, 0, -1)
+	start := time.Now()
+	got, err := storetest.ReadAll(namespace.InBackground(t.Context(), nil), s, k, 0, -1)
 	took := time.Since(start)
 	if err != nil || !bytes.Equal(got, body) || took < 400*time.Millisecond {
 		t.Errorf("the background read %d bytes in %v, %v", len(got), took, err)
 	}
-	ctx, cancel := context.WithTimeout(namespace.InBackground(t.Context()), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(namespace.InBackground(t.Context(), nil), 50*time.Millisecond)
 	defer cancel()
 	if _, err := storetest.ReadAll(ctx, s, k, 0, -1); !namespace.IsKind(err, namespace.Unavailable) {
 		t.Errorf("with a deadline: %v", err)
 	}
+	urgent := make(chan struct{})
+	time.AfterFunc(20*time.Millisecond, func() { close(urgent) })
+	s.Pace(1000)
+	start = time.Now()
+	got, err = storetest.ReadAll(namespace.InBackground(t.Context(), urgent), s, k, 0, -1)
+	if took := time.Since(start); err != nil || !bytes.Equal(got, body) || took > 30*time.Second {
+		t.Errorf("what became urgent came in %v, %v", took, err)
+	}
 	s.Pace(0)
-	if _, err := storetest.ReadAll(namespace.InBackground(t.Context()), s, k, 0, -1); err != nil {
+	if _, err := storetest.ReadAll(namespace.InBackground(t.Context(), nil), s, k, 0, -1); err != nil {
 		t.Error(err)
 	}
 }
