@@ -205,14 +205,17 @@ func (m *misses) knows(d namespace.Digest) bool {
 func fileOf(cat *catalog.Catalog, index uint32) string {
 	for i := range cat.Len() {
 		if lo, hi := cat.Chunks(i); uint32(lo) <= index && index < uint32(hi) {
-			return pathIn(cat, i)
+			return PathIn(cat, i)
 		}
 	}
 	return ""
 }
 
-// pathIn returns an entry's path below its catalog's directory.
-func pathIn(cat *catalog.Catalog, i int) string {
+// LocalCatalog returns a catalog if it is here, without asking anybody. Kinds: NotExist, Corrupt.
+func (c *Cache) LocalCatalog(d namespace.Digest) (*catalog.Catalog, error) { return c.objects.open(d) }
+
+// PathIn returns an entry's path below its catalog's directory.
+func PathIn(cat *catalog.Catalog, i int) string {
 	var names []string
 	for i > 0 && len(names) < namespace.DepthMax {
 		names = append(names, string(cat.Entry(i).Name))

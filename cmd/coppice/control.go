@@ -18,6 +18,7 @@ import (
 
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/origin"
 )
 
 // The control protocol: JSON over HTTP on a UNIX socket in the cache's directory, which only the
@@ -34,6 +35,18 @@ type mountRequest struct {
 	AllowDev  bool          `json:"allow_dev,omitempty"`
 	Hydrate   bool          `json:"hydrate,omitempty"`
 	RunDir    string        `json:"run_dir"`
+
+	Origins []string        `json:"origins,omitempty"` // all of them, in order; Origin is the first
+	Proxies *origin.Proxies `json:"proxies,omitempty"`
+	Links   linkRules       `json:"links"`
+}
+
+// sources returns where a mount reads from.
+func (r mountRequest) sources() []string {
+	if len(r.Origins) == 0 {
+		return []string{r.Origin}
+	}
+	return r.Origins
 }
 
 // mountReply says what is mounted; Pinned is set when the origin's root was pinned just now.

@@ -38,7 +38,7 @@ func TestClassify(t *testing.T) {
 		"no carrier":                   {over(down, "10.1.1.1"), netwatch.Config{}, netwatch.Offline, "eth1 is down"},
 		"no carrier, forced":           {over(down, "10.1.1.1"), netwatch.Config{Force: &metered}, netwatch.Offline, "eth1 is down"},
 		"forced":                       {over(eth, "10.1.1.1"), netwatch.Config{Force: &metered}, metered, "by hand"},
-		"a name not looked up":         {over(eth, ""), netwatch.Config{}, netwatch.Internet, "default route over eth0"},
+		"a name not looked up":         {over(eth, ""), netwatch.Config{}, netwatch.Internet, "a route over eth0"},
 		"home wifi, public origin":     {over(eth, "198.51.100.4"), netwatch.Config{}, netwatch.Internet, "198.51.100.4 over eth0"},
 		"a private origin":             {over(eth, "10.1.1.1"), netwatch.Config{}, netwatch.LAN, "private"},
 		"a unique local origin":        {over(eth, "fd00::1"), netwatch.Config{}, netwatch.LAN, "private"},

@@ -124,7 +124,7 @@ func (m *Machine) hold(first bool, now time.Time) time.Duration {
 // source is old. The state stays until a probe says otherwise.
 func (m *Machine) Changed(now time.Time) {
 	m.pause = 0
-	if m.network {
+	if m.network && m.state != Disconnected && !m.netSince.Equal(now) { // else Network has said when
 		m.next, m.demand = now, now
 	}
 }

@@ -167,7 +167,7 @@ func ours(f Facts, c Config) (Class, string) {
 	}
 	switch t := f.Target; {
 	case !t.IsValid():
-		return Internet, "a default route over " + in.Name
+		return Internet, "a route over " + in.Name
 	case t.IsPrivate() || t.IsLinkLocalUnicast():
 		return LAN, fmt.Sprintf("%s is a private address, over %s", t, in.Name)
 	case f.Route.OnLink:

@@ -103,10 +103,36 @@ func (w *Watcher) Facts(target netip.Addr) (Facts, error) {
 			f.Route = r
 		}
 	}
+	if f.Route == nil && !target.IsValid() {
+		f.Route = anyRoute()
+	}
 	if f.Route != nil {
 		worst = nil
 	}
 	return f, worst
+}
+
+// anyRoute returns some way out of this machine, nil if there is none: without a default route, a
+// source whose address is not known may still be near.
+func anyRoute() *Route {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil
+	}
+	for _, r := range routes {
+		if r.Dst == nil || r.Dst.IP.IsLinkLocalUnicast() || r.Dst.IP.IsMulticast() || r.Dst.IP.IsLoopback() || r.Type != unix.RTN_UNICAST {
+			continue // every interface that is up has some of these
+		}
+		l, err := netlink.LinkByIndex(r.LinkIndex)
+		if err != nil || l.Attrs().Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		if in := iface(l); in.Usable {
+			src, _ := netip.AddrFromSlice(r.Src)
+			return &Route{Iface: in, Source: src.Unmap()}
+		}
+	}
+	return nil
 }
 
 // anywhere are addresses of documentation networks: whatever leads there is a default route.

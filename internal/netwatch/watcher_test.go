@@ -120,6 +120,9 @@ func TestWatcherNetlink(t *testing.T) {
 	step("link set up0 up", origin, netwatch.LAN)
 	step("link set far0 down", origin, netwatch.Offline) // no carrier: the cable
 	step("link set far0 up", origin, netwatch.LAN)
+	if c := class(netip.Addr{}); c != netwatch.Internet {
+		t.Errorf("a name, with a network and no default route: %v", c)
+	}
 	step("route add default via 10.9.0.2", netip.Addr{}, netwatch.Internet)
 	step("route add 198.51.100.0/24 via 10.9.0.2", netip.MustParseAddr("198.51.100.7"), netwatch.Internet)
 	step("route add blackhole 203.0.113.0/24", netip.MustParseAddr("203.0.113.7"), netwatch.Offline)

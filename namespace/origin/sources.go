@@ -21,6 +21,8 @@ type SourcesOptions struct {
 	ProbeRef namespace.RefName
 	// ProbeTimeout bounds a probe; 4 s.
 	ProbeTimeout time.Duration
+	// Gate, if set, is asked before each call, which fails with its error, at once. It must not block.
+	Gate func() error
 	// Changed, if set, is told that a source failed or came back. It must not block.
 	Changed func()
 }
@@ -59,6 +61,9 @@ func OpenSources(_ context.Context, locations []string, opts SourcesOptions) (*S
 	if opts.Changed == nil {
 		opts.Changed = func() {}
 	}
+	if opts.Gate == nil {
+		opts.Gate = func() error { return nil }
+	}
 	if len(locations) > 1 {
 		setDefault(&opts.HTTP.DialTimeout, severalDial)
 		setDefault(&opts.HTTP.HeaderTimeout, severalHeader)
@@ -95,8 +100,9 @@ func (s *Sources) stack() {
 	s.fail = &failover{members: s.members, notify: s.opts.Changed,
 		seen: map[namespace.RefName]uint64{}, reorders: make(chan struct{})}
 	s.pace = newPace(newHedge(s.fail))
-	src := Retry(s.pace, s.opts.Retry)
-	s.Source, s.RefWaiter = src, src.(namespace.RefWaiter)
+	tried := Retry(s.pace, s.opts.Retry)
+	g := &gate{Source: tried, waiter: tried.(namespace.RefWaiter), open: s.opts.Gate}
+	s.Source, s.RefWaiter = g, g
 }
 
 // openMember opens one location and decorates it.
@@ -263,38 +269,37 @@ func (s *Sources) Status() []SourceStatus {
 	return all
 }
 
-// Targets returns where the sources that may be used are, as far as that is known without asking
-// anybody: a directory is at the loopback address, a name that was never connected to is an Addr that is
-// not valid.
-func (s *Sources) Targets() []netip.Addr {
-	var all []netip.Addr
-	for _, m := range s.members {
-		m.mu.Lock()
-		off := m.off
-		m.mu.Unlock()
-		if !off {
-			all = append(all, m.target())
-		}
+// Target is where a network must lead for a source to be reached: to the source, or to its proxy. Addr
+// is the loopback address for what is on this machine, and not valid if nothing is known of it, as
+// before a name was looked up. Sure: it cannot be elsewhere next time.
+type Target struct {
+	Addr netip.Addr
+	Sure bool
+}
+
+// Targets returns where all sources are, as far as that is known without asking anybody.
+func (s *Sources) Targets() []Target {
+	all := make([]Target, len(s.members))
+	for i, m := range s.members {
+		all[i] = m.target()
 	}
 	return all
 }
 
-func (m *member) target() netip.Addr {
+func (m *member) target() Target {
 	if m.client == nil {
-		return netip.IPv6Loopback()
+		return Target{netip.IPv6Loopback(), true}
 	}
-	if a := m.client.Remote(); a.IsValid() {
-		return a
-	}
-	if u, err := url.Parse(m.name); err == nil && !m.client.proxied() {
+	u, err := url.Parse(m.name)
+	if err == nil && !m.client.proxied() {
 		if a, err := netip.ParseAddr(u.Hostname()); err == nil {
-			return a
+			return Target{a, true}
 		}
 		if u.Hostname() == "localhost" {
-			return netip.IPv6Loopback()
+			return Target{netip.IPv6Loopback(), true}
 		}
 	}
-	return netip.Addr{}
+	return Target{Addr: m.client.Remote()}
 }
 
 // Close implements Conn.
