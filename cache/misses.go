@@ -24,6 +24,9 @@ const (
 	// missesEvery is how often the list is written, if it changed: a crash may lose that much of it.
 	missesEvery = 5 * time.Second
 	missesName  = "misses.json"
+	// missFileMax bounds the files that are fetched whole because a read of a part failed: whoever read it
+	// wanted the rest. Of larger ones, as images of disks, the part is fetched.
+	missFileMax = 64 << 20
 	// missesBytesMax bounds the file: missesMax of the longest paths.
 	missesBytesMax = 64 << 20
 )
@@ -186,7 +189,9 @@ func (r *Reader) missed(ctx context.Context, m Miss, err error) {
 	r.c.count.failed.Add(1)
 	if !m.Catalog.IsZero() && !r.c.misses.knows(m.Object) {
 		if cat, cerr := r.c.objects.open(m.Catalog); cerr == nil {
-			m.File = fileOf(cat, m.Index)
+			if i := fileOf(cat, m.Index); i >= 0 {
+				m.File = PathIn(cat, i)
+			}
 		}
 	}
 	if r.c.misses.note(m, err, time.Now()) {
@@ -201,14 +206,14 @@ func (m *misses) knows(d namespace.Digest) bool {
 	return m.by[d] != nil
 }
 
-// fileOf returns the name, below the catalog's directory, of the first file that has a chunk.
-func fileOf(cat *catalog.Catalog, index uint32) string {
+// fileOf returns the first file that has a chunk, -1 if none does.
+func fileOf(cat *catalog.Catalog, index uint32) int {
 	for i := range cat.Len() {
-		if lo, hi := cat.Chunks(i); uint32(lo) <= index && index < uint32(hi) {
-			return PathIn(cat, i)
+		if lo, hi := cat.Chunks(i); lo <= int(index) && int(index) < hi {
+			return i
 		}
 	}
-	return ""
+	return -1
 }
 
 // LocalCatalog returns a catalog if it is here, without asking anybody. Kinds: NotExist, Corrupt.
@@ -244,8 +249,8 @@ func (c *Cache) ClearMisses() (int, error) {
 	return n, c.misses.save()
 }
 
-// FetchMisses fetches what reads needed and did not get, in the background, one after the other, and
-// returns how many objects came. What the origin does not have stays on the list. It has no bound but
+// FetchMisses fetches what reads needed and did not get, in the background, one after the other, each
+// with the rest of its file, and returns how many objects came. What the origin does not have stays on the list. It has no bound but
 // ctx. Kinds: Unavailable, Canceled: the rest is for another time; Limit.
 func (r *Reader) FetchMisses(ctx context.Context) (int, error) {
 	ctx = namespace.InBackground(ctx, nil)
@@ -289,21 +294,42 @@ func (r *Reader) fetchMiss(ctx context.Context, m Miss) error {
 		}
 		return err
 	}
-	if r.c.holds(m.Object) {
+	cat, err := r.catalog(ctx, m.Catalog)
+	if err != nil {
+		return err
+	}
+	lo, hi := int(m.Index), int(m.Index)+1
+	if i := fileOf(cat, m.Index); i >= 0 && cat.Entry(i).Size <= missFileMax {
+		lo, hi = cat.Chunks(i)
+	}
+	for i := lo; i < min(hi, cat.NumChunks()); i++ {
+		if err := r.fetchQuietly(ctx, m.Catalog, cat, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fetchQuietly fetches a chunk, and what lies behind it, as nobody waits for it.
+func (r *Reader) fetchQuietly(ctx context.Context, id namespace.Digest, cat *catalog.Catalog, i int) error {
+	ch := cat.Chunk(i)
+	if ch.Hole() || r.c.holds(ch.Digest) {
 		return nil
 	}
-	if cat, err := r.catalog(ctx, m.Catalog); err != nil {
+	if ctx.Err() != nil {
+		return namespace.E(namespace.Canceled, "fetch", ch.Digest.String(), ctx.Err())
+	}
+	loc, err := r.locator(ctx, id, nil)
+	if err != nil {
 		return err
-	} else if loc, err := r.locator(ctx, m.Catalog, nil); err != nil {
-		return err
-	} else if i := int(m.Index); i < cat.NumChunks() && loc.Len() == cat.NumChunks() && !loc.Place(i).IsZero() {
-		src := source{m.Catalog, cat, loc}
-		w := r.c.plan(src, i, windowMin, gapHydrate)
-		if err := r.launch(w, nil, nil, false).wait(ctx, w.frames[0].key()); err == nil && r.c.holds(m.Object) {
+	}
+	if loc.Len() == cat.NumChunks() && !loc.Place(i).IsZero() {
+		w := r.c.plan(source{id, cat, loc}, i, windowMin, gapHydrate)
+		if err := r.launch(w, nil, nil, false).wait(ctx, w.frames[0].key()); err == nil && r.c.holds(ch.Digest) {
 			return nil
 		}
 	}
 	// Whatever went wrong, a read would know better: it takes another locator, for one.
-	_, err := r.fetchChunk(ctx, namespace.ChunkRef{Catalog: m.Catalog, Index: m.Index, Digest: m.Object, Size: m.Size})
+	_, err = r.fetchChunk(ctx, namespace.ChunkRef{Catalog: id, Index: uint32(i), Digest: ch.Digest, Size: uint32(cat.ChunkLen(i))})
 	return err
 }

@@ -315,28 +315,79 @@ func (k *linkKeeper) Link() cache.Link {
 	return l
 }
 
+// blip is how long after its last answer a source that fails is waited for by every reader: a server
+// that is restarted should not be noticed. After that, those who come while it is left alone for a
+// moment are told so at once.
+const blip = 2 * time.Second
+
+// pauseShort is a pause that a reader waits for rather than being told what was true before it: where
+// sources refuse at once, there is no other.
+const pauseShort = 25 * time.Millisecond
+
 // Reach implements cache.Watch.
 func (k *linkKeeper) Reach(ctx context.Context) error {
+	for {
+		p, wait, err := k.demand(ctx)
+		if p == nil && wait == 0 {
+			return err
+		}
+		t := time.NewTimer(wait)
+		var done <-chan struct{}
+		if p != nil {
+			t.Stop()
+			done = p.done
+		}
+		select {
+		case <-done:
+			if p.err == nil || !k.blipping() {
+				return p.err
+			}
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			if err == nil {
+				err = ctx.Err()
+			}
+			return namespace.E(namespace.Unavailable, "reach", "origin", err)
+		}
+		t.Stop()
+	}
+}
+
+// blipping reports whether the sources answered a moment ago.
+func (k *linkKeeper) blipping() bool {
 	k.mu.Lock()
-	p := k.probing
+	defer k.mu.Unlock()
+	_, since := k.machine.State()
+	return k.now().Sub(since) < blip
+}
+
+// demand returns the probe that a reader is to wait for, or how long it should wait before it asks
+// again; neither: what is known now.
+func (k *linkKeeper) demand(ctx context.Context) (p *probeRun, wait time.Duration, known error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.now()
+	state, since := k.machine.State()
 	switch {
-	case k.state == netwatch.Online:
-		k.mu.Unlock()
-		return nil
-	case p == nil && k.machine.Demand(k.now()):
-		p = k.startProbe(context.WithoutCancel(ctx))
+	case state == netwatch.Online:
+		return nil, 0, nil
+	case state == netwatch.Disconnected:
+		return nil, 0, namespace.E(namespace.Unavailable, "reach", "origin", fmt.Errorf("there is no network: %s", k.why))
+	case k.probing != nil:
+		return k.probing, 0, k.lastErr
+	case k.machine.Demand(now):
+		return k.startProbe(context.WithoutCancel(ctx)), 0, k.lastErr
 	}
-	last := k.lastErr
-	k.mu.Unlock()
-	if p == nil {
-		return namespace.E(namespace.Unavailable, "reach", "origin", fmt.Errorf("it did not answer a moment ago: %w", last))
+	known = namespace.E(namespace.Unavailable, "reach", "origin", fmt.Errorf("it did not answer a moment ago: %w", k.lastErr))
+	pause := max(k.machine.DemandAt().Sub(now), time.Millisecond)
+	if left := blip - now.Sub(since); left > 0 {
+		return nil, min(left, pause), known
 	}
-	select {
-	case <-p.done:
-		return p.err
-	case <-ctx.Done():
-		return namespace.E(namespace.Unavailable, "reach", "origin", ctx.Err())
+	if pause <= pauseShort {
+		return nil, pause, known
 	}
+	return nil, 0, known
 }
 
 // Suspect implements cache.Watch.

@@ -57,7 +57,7 @@ const (
 	// demandMin and demandMax bound the pause after a probe that a reader waited for; between them it is
 	// demandShare times what the probe took, so that readers never wait for more than a small part of
 	// their time, and a server that refuses at once is asked again soon.
-	demandMin   = 100 * time.Millisecond
+	demandMin   = 25 * time.Millisecond
 	demandMax   = 5 * time.Second
 	demandShare = 4
 )
@@ -151,6 +151,9 @@ func (m *Machine) Lost(now time.Time) {
 func (m *Machine) Demand(now time.Time) bool {
 	return m.network && m.state == Unreachable && !now.Before(m.demand)
 }
+
+// DemandAt returns from when on Demand may be true.
+func (m *Machine) DemandAt() time.Time { return m.demand }
 
 // Probed tells how a probe that took some time ended.
 func (m *Machine) Probed(ok bool, took time.Duration, now time.Time) {
