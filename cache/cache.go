@@ -7,6 +7,7 @@
 //	objects/ab/<hex>       catalogs and manifests, plain, mapped by those who read them
 //	objects/ab/<hex>.loc   locators, as stored by the origin
 //	segments/NNNNNNNN.seg  append-only records of frames as they were fetched (segment.go)
+//	misses.json            what reads needed and did not get (misses.go)
 //	index.db               bbolt: chunk digest → where in which segment (index.go); derived
 //
 // # Invariants
@@ -51,6 +52,7 @@ type Options struct {
 	Dir        string
 	QuotaBytes int64         // bound of what is on disk; default a tenth of the file system, at least 2 GiB
 	Timeout    time.Duration // bound of a read that waits for the network; default 10 s
+	Silence    time.Duration // the same while the origin is not heard of, by a Reader with a Watch; default 2 s
 	// FrameBytes bounds decoded frames kept in memory; default 16 MiB.
 	FrameBytes int
 	Logger     *slog.Logger // default: discard
@@ -61,6 +63,7 @@ const (
 	quotaDefault   = 2 << 30
 	frameBytes     = 16 << 20
 	timeoutDefault = 10 * time.Second
+	silenceDefault = 2 * time.Second
 )
 
 // Cache is an open cache. Safe for concurrent use.
@@ -76,6 +79,7 @@ type Cache struct {
 	objects  *objects
 	ahead    ahead
 	scratch  scratch
+	misses   *misses
 
 	triggers    triggers
 	room        sync.Mutex   // one makes room at a time
@@ -102,6 +106,7 @@ func Open(o Options) (*Cache, error) {
 		return nil, err
 	}
 	c := &Cache{o: o, lock: lock, log: o.Logger, closing: make(chan struct{})}
+	c.misses = openMisses(o.Dir)
 	c.frames = newFrames(o.FrameBytes)
 	c.flights = newFlights()
 	c.objects = newObjects(filepath.Join(o.Dir, "objects"))
@@ -124,6 +129,7 @@ func Open(o Options) (*Cache, error) {
 		c.work.Go(func() { c.index.check(c.closing) })
 	}
 	c.work.Go(c.aheadLoop)
+	c.work.Go(c.missesLoop)
 	return c, nil
 }
 
@@ -133,6 +139,9 @@ func (o *Options) defaults() error {
 	}
 	if o.Timeout == 0 {
 		o.Timeout = timeoutDefault
+	}
+	if o.Silence == 0 {
+		o.Silence = silenceDefault
 	}
 	if o.FrameBytes == 0 {
 		o.FrameBytes = frameBytes

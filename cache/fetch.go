@@ -90,6 +90,9 @@ func (r *Reader) flyTo(src source, i int, key flightKey) *flight {
 		r.run.planned(w.frames[len(w.frames)-1])
 		fl = r.launch(w, r.following(sequential, src, w.next, limit), nil, true)
 	}
+	if fl.urgent != nil {
+		fl.urgent.raise()
+	}
 	if fl.follow != nil {
 		fl.follow()
 	}
@@ -154,6 +157,9 @@ func (r *Reader) fetch(frames []planned, fl []*flight, show bool) {
 	if missing > 0 {
 		ctx, cancel := context.WithTimeout(r.c.flights.ctx, fetchTimeout)
 		defer cancel()
+		if !show {
+			ctx = namespace.InBackground(ctx, fl[0].urgent.closed)
+		}
 		done, err = r.fetchRange(ctx, frames[:missing], fl, show)
 	}
 	for i := max(done, missing); i < len(frames); i++ {
@@ -198,6 +204,9 @@ func (r *Reader) fetchRange(ctx context.Context, frames []planned, fl []*flight,
 		r.link.note(nil)
 		r.c.count.fetched.Add(uint64(f.FrameLen))
 		plain, err := r.c.admit(f, rec, fl[i].follow, show)
+		if namespace.IsKind(err, namespace.Corrupt) {
+			namespace.Reject(body, err)
+		}
 		r.c.flights.end(f.key(), fl[i], plain, err)
 		if r.c.index.waiting() > pendingMax {
 			_ = r.c.index.flush() // if it fails, the next regular one says so

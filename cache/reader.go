@@ -18,19 +18,12 @@ type Reader struct {
 	from namespace.Fetcher
 	run  runs
 	link link
+
+	watch Watch // nil: requests tell
 }
 
 // Reader returns a view of the cache that fills misses from an origin.
 func (c *Cache) Reader(from namespace.Fetcher) *Reader { return &Reader{c: c, from: from} }
-
-// bounded gives a read that needs the network the time that it may take: little, while the origin is
-// known not to answer, so that whoever goes through a tree offline waits once and not for each file.
-func (r *Reader) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	if r.link.down() {
-		return context.WithTimeout(ctx, min(probeTimeout, r.c.o.Timeout))
-	}
-	return context.WithTimeout(ctx, r.c.o.Timeout)
-}
 
 // Catalog implements catalog.Loader. The catalog stays valid until the cache is closed. It may wait
 // for the network, for Options.Timeout at most.
@@ -40,9 +33,15 @@ func (r *Reader) Catalog(ctx context.Context, d namespace.Digest) (*catalog.Cata
 	if err == nil {
 		return cat, nil
 	}
-	ctx, cancel := r.bounded(ctx)
-	defer cancel()
-	return r.catalog(ctx, d)
+	ctx, cancel, err := r.bounded(ctx, d)
+	if err == nil {
+		defer cancel()
+		cat, err = r.catalog(ctx, d)
+	}
+	if err != nil {
+		r.missed(ctx, Miss{Object: d}, err)
+	}
+	return cat, err
 }
 
 // catalog is Catalog without a bound of its own.
@@ -65,19 +64,9 @@ func (r *Reader) catalog(ctx context.Context, d namespace.Digest) (*catalog.Cata
 		return r.c.objects.adopt(d, b)
 	})
 	if err != nil {
-		return nil, r.explain(err, d)
+		return nil, r.explain(ctx, err, d)
 	}
 	return r.c.objects.open(d)
-}
-
-// explain makes of a context's end what it means to whoever reads.
-func (r *Reader) explain(err error, d namespace.Digest) error {
-	if errors.Is(err, context.DeadlineExceeded) {
-		r.link.gaveUp(err, r.c.o.Timeout)
-		return namespace.E(namespace.Unavailable, "fetch", d.String(),
-			fmt.Errorf("it is not in the cache, and the origin did not deliver it in time: %w", err))
-	}
-	return err
 }
 
 // keepObject writes an object to disk and reports whether it could.
@@ -100,32 +89,51 @@ func (r *Reader) Blob(ctx context.Context, d namespace.Digest, limit int64) ([]b
 	if namespace.IsKind(err, namespace.Corrupt) {
 		r.c.count.corrupt.Add(1)
 	}
-	ctx, cancel := r.bounded(ctx)
-	defer cancel()
-	if b, err = r.fetchBlob(ctx, d, limit); err != nil {
-		return nil, r.explain(err, d)
+	ctx, cancel, err := r.bounded(ctx, d)
+	if err == nil {
+		defer cancel()
+		b, err = r.fetchBlob(ctx, d, limit)
+	}
+	if err != nil {
+		err = r.explain(ctx, err, d)
+		r.missed(ctx, Miss{Object: d}, err)
+		return nil, err
 	}
 	r.keepObject(d, "", b)
 	return b, nil
 }
 
-// fetchBlob fetches and verifies an object.
+// fetchBlob fetches and verifies an object. Where somebody watches there may be several sources: then
+// another one is asked for what the first had wrong.
 func (r *Reader) fetchBlob(ctx context.Context, d namespace.Digest, limit int64) ([]byte, error) {
-	b, err := r.fetchAll(ctx, namespace.Key{Class: namespace.Blob, Digest: d}, limit)
+	b, err := r.tryBlob(ctx, d, limit)
+	if namespace.IsKind(err, namespace.Corrupt) && r.watch != nil {
+		if again, aerr := r.tryBlob(ctx, d, limit); aerr == nil {
+			return again, nil
+		}
+	}
+	return b, err
+}
+
+// tryBlob is fetchBlob from one source, which hears of it if its bytes are wrong.
+func (r *Reader) tryBlob(ctx context.Context, d namespace.Digest, limit int64) ([]byte, error) {
+	b, reject, err := r.fetchAll(ctx, namespace.Key{Class: namespace.Blob, Digest: d}, limit)
 	if err != nil {
 		return nil, err
 	}
 	plain, err := object.DecodeBlob(b, d, limit)
 	if err != nil {
 		r.c.count.corrupt.Add(1)
-		return nil, namespace.E(namespace.KindOf(err), "fetch", "blob "+d.String(), err)
+		err = namespace.E(namespace.KindOf(err), "fetch", "blob "+d.String(), err)
+		reject(err)
+		return nil, err
 	}
 	return plain, nil
 }
 
 // get asks the origin, unless it is left alone for a moment.
 func (r *Reader) get(ctx context.Context, k namespace.Key, off, n int64) (io.ReadCloser, error) {
-	if err := r.link.check(k.String()); err != nil {
+	if err := r.asks(k.String()); err != nil {
 		return nil, err
 	}
 	r.c.count.requests.Add(1)
@@ -134,25 +142,26 @@ func (r *Reader) get(ctx context.Context, k namespace.Key, off, n int64) (io.Rea
 	return body, err
 }
 
-// fetchAll fetches the stored bytes of an object whose plaintext has at most limit bytes.
-func (r *Reader) fetchAll(ctx context.Context, k namespace.Key, limit int64) ([]byte, error) {
+// fetchAll fetches the stored bytes of an object whose plaintext has at most limit bytes. reject tells
+// their source that they are wrong.
+func (r *Reader) fetchAll(ctx context.Context, k namespace.Key, limit int64) (b []byte, reject func(error), err error) {
 	body, err := r.get(ctx, k, 0, -1)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer body.Close()
 	// What cannot be compressed is stored as it is, behind a header.
 	bound := limit + limit/64 + 1024
-	b, err := io.ReadAll(io.LimitReader(body, bound+1))
+	b, err = io.ReadAll(io.LimitReader(body, bound+1))
 	r.c.count.fetched.Add(uint64(len(b)))
 	if err != nil {
 		r.link.note(err)
-		return nil, namespace.E(fetchKind(err), "fetch", k.String(), err)
+		return nil, nil, namespace.E(fetchKind(err), "fetch", k.String(), err)
 	}
 	if int64(len(b)) > bound {
-		return nil, namespace.E(namespace.Limit, "fetch", k.String(), fmt.Errorf("more than %d bytes", bound))
+		return nil, nil, namespace.E(namespace.Limit, "fetch", k.String(), fmt.Errorf("more than %d bytes", bound))
 	}
-	return b, nil
+	return b, func(err error) { namespace.Reject(body, err) }, nil
 }
 
 // locator returns the locator of a catalog, from here or from the origin; one that is old was found
@@ -166,13 +175,14 @@ func (r *Reader) locator(ctx context.Context, cat namespace.Digest, old *object.
 			return nil // by whoever was faster
 		}
 		key := namespace.Key{Class: namespace.Locator, Digest: cat}
-		b, err := r.fetchAll(ctx, key, namespace.LocatorBytesMax)
+		b, reject, err := r.fetchAll(ctx, key, namespace.LocatorBytesMax)
 		if err != nil {
 			return err
 		}
 		l, err := object.OpenLocator(b)
 		if err != nil {
 			r.c.count.corrupt.Add(1)
+			reject(err)
 			return namespace.E(namespace.KindOf(err), "fetch", key.String(), err)
 		}
 		r.c.objects.keep(cat, l)
@@ -203,19 +213,25 @@ func (r *Reader) ReadChunk(ctx context.Context, ref namespace.ChunkRef, p []byte
 		return n, nil
 	}
 	r.c.count.misses.Add(1)
-	ctx, cancel := r.bounded(ctx)
+	n, err := r.readRemote(ctx, ref, p, off)
+	if err != nil {
+		r.missed(ctx, Miss{Object: ref.Digest, Catalog: ref.Catalog, Index: ref.Index, Size: ref.Size}, err)
+	}
+	return n, err
+}
+
+// readRemote is ReadChunk for what is not here.
+func (r *Reader) readRemote(ctx context.Context, ref namespace.ChunkRef, p []byte, off int64) (int, error) {
+	ctx, cancel, err := r.bounded(ctx, ref.Digest)
+	if err != nil {
+		return r.searched(ref, p, off, err)
+	}
 	defer cancel()
-	var err error
 	for range readAttempts {
 		var got []byte
 		if got, err = r.fetchChunk(ctx, ref); err != nil {
-			err = r.explain(err, ref.Digest)
-			if namespace.IsKind(err, namespace.Unavailable) && r.c.recoverIndex() {
-				if n, lerr := r.c.readLocal(ref, p, off); lerr == nil {
-					return n, nil
-				}
-			}
-			return 0, err
+			err = r.explain(ctx, err, ref.Digest)
+			return r.searched(ref, p, off, err)
 		}
 		if got != nil { // the disk is full: straight from the network
 			return copy(p, got[off:]), nil
@@ -226,6 +242,16 @@ func (r *Reader) ReadChunk(ctx context.Context, ref namespace.ChunkRef, p []byte
 		}
 	}
 	return 0, namespace.E(namespace.Unavailable, "read", "chunk "+ref.Digest.String(), fmt.Errorf("the cache loses what it fetches: %w", err))
+}
+
+// searched answers a read that failed from what the index had lost, if that can be found.
+func (r *Reader) searched(ref namespace.ChunkRef, p []byte, off int64, err error) (int, error) {
+	if namespace.IsKind(err, namespace.Unavailable) && r.c.recoverIndex() {
+		if n, lerr := r.c.readLocal(ref, p, off); lerr == nil {
+			return n, nil
+		}
+	}
+	return 0, err
 }
 
 // holds reports whether a chunk is here, as far as can be told without reading it.

@@ -9,7 +9,7 @@ import (
 // counters count since the cache was opened.
 type counters struct {
 	hits, misses, frames, requests, fetched atomic.Uint64
-	corrupt, evictions, unkept              atomic.Uint64
+	corrupt, evictions, unkept, failed      atomic.Uint64
 }
 
 // Stats says what a cache holds and did since it was opened.
@@ -25,6 +25,7 @@ type Stats struct {
 	Corrupt     uint64 `json:"corrupt"`       // objects refused, from the disk or the network
 	Evictions   uint64 `json:"evictions"`     // segments dropped to keep the bound
 	Unkept      uint64 `json:"unkept"`        // objects that could not be written
+	Failed      uint64 `json:"failed"`        // reads of what was not here and not to be had
 	ReadThrough bool   `json:"read_through"`  // the last write failed
 }
 
@@ -33,7 +34,7 @@ func (c *Cache) Stats() Stats {
 	return Stats{
 		UsedBytes: c.used(), QuotaBytes: c.o.QuotaBytes, Segments: len(c.segments.all()),
 		Hits: c.count.hits.Load(), Misses: c.count.misses.Load(), Frames: c.count.frames.Load(), Requests: c.count.requests.Load(), Fetched: c.count.fetched.Load(),
-		Corrupt: c.count.corrupt.Load(), Evictions: c.count.evictions.Load(), Unkept: c.count.unkept.Load(), ReadThrough: c.through.Load(),
+		Corrupt: c.count.corrupt.Load(), Evictions: c.count.evictions.Load(), Unkept: c.count.unkept.Load(), Failed: c.count.failed.Load(), ReadThrough: c.through.Load(),
 	}
 }
 
@@ -55,6 +56,7 @@ var (
 	descFetched   = desc("fetched_bytes_total", "Bytes received from origins.")
 	descCorrupt   = desc("corrupt_total", "Objects refused, from the disk or the network.")
 	descEvictions = desc("evictions_total", "Segments dropped to keep the bound.")
+	descFailed    = desc("failed_total", "Reads of what was not in the cache and not to be had.")
 	descUnkept    = desc("unkept_total", "Objects that could not be written.")
 )
 
@@ -78,5 +80,6 @@ func (k collector) Collect(ch chan<- prometheus.Metric) {
 	counter(descFetched, s.Fetched)
 	counter(descCorrupt, s.Corrupt)
 	counter(descEvictions, s.Evictions)
+	counter(descFailed, s.Failed)
 	counter(descUnkept, s.Unkept)
 }

@@ -47,6 +47,9 @@ type Options struct {
 	Logger    *slog.Logger  // default: discard
 	// Notify, if set, is told of every change of Status. It must not block.
 	Notify func(Status)
+	// Wake, if set, says that the way to the origin may be open again: a pause after a failure, or between
+	// polls, ends.
+	Wake <-chan struct{}
 }
 
 // Status says where a follower is.
@@ -115,8 +118,10 @@ func (f *Follower) Run(ctx context.Context) error {
 			f.o.Logger.Warn("channel not followed", "channel", f.o.Channel, "error", err, "retry", wait)
 			online := !namespace.IsKind(err, namespace.Unavailable)
 			f.note(func(s *Status) { s.Online, s.LastError = online, err.Error() })
-			sleep(ctx, jitter(wait))
-			wait = min(2*wait, f.o.Poll)
+			woken := f.pause(ctx, jitter(wait))
+			if wait = min(2*wait, f.o.Poll); woken {
+				wait = retryAfterMin
+			}
 			continue
 		}
 		wait = retryAfterMin
@@ -160,11 +165,11 @@ func (f *Follower) next(ctx context.Context) ([]byte, error) {
 		b, err := w.WaitRef(ctx, f.ref(), have)
 		// A static server answers at once: then this is a poll, and must not become a flood.
 		if err == nil && string(b) == string(have) && time.Since(start) < time.Second {
-			sleep(ctx, jitter(f.o.Poll))
+			f.pause(ctx, jitter(f.o.Poll))
 		}
 		return b, err
 	}
-	sleep(ctx, jitter(f.o.Poll))
+	f.pause(ctx, jitter(f.o.Poll))
 	return f.o.Reader.Ref(ctx, f.ref())
 }
 
@@ -236,11 +241,15 @@ func jitter(d time.Duration) time.Duration {
 	return d - d/10 + time.Duration(rand.Int64N(int64(d)/5+1))
 }
 
-func sleep(ctx context.Context, d time.Duration) {
+// pause waits for d, until ctx ends or somebody wakes the follower, which it reports.
+func (f *Follower) pause(ctx context.Context, d time.Duration) (woken bool) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
 	case <-t.C:
+	case <-f.o.Wake:
+		return true
 	}
+	return false
 }

@@ -16,8 +16,9 @@ import (
 
 // bench is an origin, a memory and an activator in one, all of which can be made to fail.
 type bench struct {
-	t   *testing.T
-	key trust.Key
+	wake <-chan struct{}
+	t    *testing.T
+	key  trust.Key
 
 	mu       sync.Mutex
 	ref      []byte
@@ -91,7 +92,7 @@ func (b *bench) followerOf(reader namespace.RefReader) *rollout.Follower {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return rollout.New(rollout.Options{Channel: "c", Reader: reader, Root: r, Memory: b, Activator: b,
+	return rollout.New(rollout.Options{Channel: "c", Reader: reader, Root: r, Memory: b, Activator: b, Wake: b.wake,
 		Notify: func(s rollout.Status) { b.do(func() { b.lastSeen = s }) }})
 }
 
@@ -171,6 +172,34 @@ func TestOfflineAndBack(t *testing.T) {
 		})
 		time.Sleep(time.Minute)
 		b.expect(1, 1, 2)
+		cancel()
+		<-done
+	})
+}
+
+// A follower that pauses because the origin is away looks at once when somebody wakes it.
+func TestWake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.set(1, "a")
+		wake := make(chan struct{}, 1)
+		b.wake = wake
+		f := b.follower()
+		if err := f.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- f.Run(ctx) }()
+		b.do(func() { b.down = true })
+		time.Sleep(time.Hour)
+		b.set(2, "b")
+		b.do(func() { b.down = false })
+		time.Sleep(time.Millisecond)
+		b.expect(1)
+		wake <- struct{}{}
+		time.Sleep(10 * time.Millisecond)
+		b.expect(1, 2)
 		cancel()
 		<-done
 	})

@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) cacheCommand() *cobra.Command {
-	return group("cache", "Look at, fill and check the endpoint's cache", a.cacheStatus(), a.cacheHydrate(), a.cacheVerify())
+	return group("cache", "Look at, fill and check the endpoint's cache", a.cacheStatus(), a.cacheHydrate(), a.cacheMisses(), a.cacheVerify())
 }
 
 // withCache runs f on the cache of --cache, which no daemon must be using.
@@ -50,6 +50,13 @@ func (a *app) cacheStatus() *cobra.Command {
 				field(w, "hits", fmt.Sprint(s.Hits))
 				field(w, "refused", fmt.Sprintf("%d objects whose bytes were wrong", s.Corrupt))
 				field(w, "evicted", fmt.Sprintf("%d segments", s.Evictions))
+				if s.Failed > 0 {
+					field(w, "failed", fmt.Sprintf("%d reads of what was not here and not to be had; `coppice cache misses` lists it", s.Failed))
+				}
+				for _, m := range s.Sources {
+					field(w, "mount", m.Dir)
+					printSources(w, m.Sources)
+				}
 				if s.ReadThrough {
 					field(w, "warning", fmt.Sprintf("reading through: %d objects could not be kept", s.Unkept))
 				}
@@ -59,7 +66,7 @@ func (a *app) cacheStatus() *cobra.Command {
 }
 
 // cacheStats asks the daemon that uses the cache, or opens it.
-func (a *app) cacheStats(ctx context.Context) (s cache.Stats, err error) {
+func (a *app) cacheStats(ctx context.Context) (s cacheReport, err error) {
 	dir, err := a.cacheDir()
 	if err != nil {
 		return s, err
@@ -68,7 +75,7 @@ func (a *app) cacheStats(ctx context.Context) (s cache.Stats, err error) {
 		err = d.call(ctx, "/cache", struct{}{}, &s)
 		return s, err
 	}
-	err = a.withCache(func(c *cache.Cache) error { s = c.Stats(); return nil })
+	err = a.withCache(func(c *cache.Cache) error { s.Stats = c.Stats(); return nil })
 	return s, err
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/origin"
 	"coppice.dev/coppice/rollout/identity"
 )
 
@@ -37,6 +38,18 @@ type mountRequest struct {
 	RunDir    string        `json:"run_dir"`
 	// Transport says how the origin proves itself, and this endpoint itself to it.
 	Transport identity.Transport `json:"transport,omitzero"`
+
+	Origins []string        `json:"origins,omitempty"` // all of them, in order; Origin is the first
+	Proxies *origin.Proxies `json:"proxies,omitempty"`
+	Links   linkRules       `json:"links"`
+}
+
+// sources returns where a mount reads from.
+func (r mountRequest) sources() []string {
+	if len(r.Origins) == 0 {
+		return []string{r.Origin}
+	}
+	return r.Origins
 }
 
 // mountReply says what is mounted; Pinned is set when the origin's root was pinned just now.

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"coppice.dev/coppice/cache"
+	"coppice.dev/coppice/internal/netwatch"
 	"coppice.dev/coppice/namespace"
 )
 
@@ -23,6 +24,8 @@ type daemon struct {
 	log   *slog.Logger
 	stop  context.CancelFunc // ends the daemon
 	reg   *prometheus.Registry
+
+	watcher *netwatch.Watcher
 
 	mu      sync.Mutex
 	mounts  map[string]*endpoint // by directory
@@ -39,7 +42,8 @@ const leaveWithin = time.Second
 const lingerEmpty = 10 * time.Second
 
 func newDaemon(dir string, c *cache.Cache, log *slog.Logger, stop context.CancelFunc) *daemon {
-	d := &daemon{dir: dir, cache: c, log: log, stop: stop, reg: prometheus.NewRegistry(), mounts: map[string]*endpoint{}}
+	d := &daemon{dir: dir, cache: c, log: log, stop: stop, reg: prometheus.NewRegistry(), mounts: map[string]*endpoint{},
+		watcher: netwatch.New(netwatch.Options{Logger: log})}
 	d.reg.MustRegister(c.Collector())
 	time.AfterFunc(lingerEmpty, d.endIfEmpty)
 	return d
@@ -76,8 +80,10 @@ func (d *daemon) mount(ctx context.Context, req mountRequest) (mountReply, error
 		return mountReply{}, err
 	}
 	labelled := prometheus.WrapRegistererWith(prometheus.Labels{"dir": req.Dir}, d.reg)
-	if err := labelled.Register(e.server.Collector()); err != nil {
-		d.log.Warn("no metrics of this mount", "dir", req.Dir, "error", err)
+	for _, c := range e.collectors() {
+		if err := labelled.Register(c); err != nil {
+			d.log.Warn("no metrics of this mount", "dir", req.Dir, "error", err)
+		}
 	}
 	go d.follow(e)
 	active := e.activePointer()
@@ -123,7 +129,16 @@ func (d *daemon) forget(e *endpoint, left int) {
 	d.leaving += max(left, 0)
 	delete(d.mounts, e.req.Dir)
 	unregister(e.req.RunDir, e.req.Dir)
-	prometheus.WrapRegistererWith(prometheus.Labels{"dir": e.req.Dir}, d.reg).Unregister(e.server.Collector())
+	for _, c := range e.collectors() {
+		prometheus.WrapRegistererWith(prometheus.Labels{"dir": e.req.Dir}, d.reg).Unregister(c)
+	}
+}
+
+// networkChanged tells all mounts.
+func (d *daemon) networkChanged(ev netwatch.Event) {
+	for _, e := range d.endpoints() {
+		e.link.event(ev)
+	}
 }
 
 // unmount ends the mount at dir and returns when it is gone.

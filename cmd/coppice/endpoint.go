@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net/url"
@@ -14,6 +13,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/fusefs"
@@ -31,7 +33,9 @@ type endpoint struct {
 	req    mountRequest
 	log    *slog.Logger
 	state  stateDir
-	source io.Closer // of the origin
+	cache  *cache.Cache
+	source *origin.Sources
+	link   *linkKeeper
 	refs   trust.Refs
 	view   *cache.Reader
 	server *fusefs.Server
@@ -46,6 +50,7 @@ type endpoint struct {
 	mu       sync.Mutex
 	status   rollout.Status
 	previous namespace.Pointer
+	root     namespace.Digest // catalog of the active version
 }
 
 // openEndpoint makes a mount with its version active. pinned is the id of an origin whose root
@@ -53,22 +58,28 @@ type endpoint struct {
 func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoint, pinned string, err error) {
 	var pinnedKey atomic.Value
 	known := knownServers(d.dir, func(host string, pin identity.Pin) { pinnedKey.Store(host + ": pinned its key " + pin.String()) })
-	src, err := openSource(ctx, req.Origin, req.Transport, known, origin.Options{HTTP: origin.ClientOptions{Poll: req.Poll}})
+	src, link, err := d.openSources(ctx, req, known)
 	if err != nil {
 		return nil, "", err
 	}
-	root, pinned, err := d.trustOrigin(ctx, src, req)
+	root, presented, pinned, err := d.trustOrigin(ctx, src, req)
 	if err != nil {
-		return nil, "", err
+		return nil, "", errors.Join(err, src.Close())
 	}
-	e = &endpoint{req: req, log: d.log.With("dir", req.Dir), done: make(chan struct{}), source: src,
+	src.Trust(believes(root, presented))
+	e = &endpoint{req: req, log: d.log.With("dir", req.Dir), done: make(chan struct{}), source: src, link: link, cache: d.cache,
 		state: stateDir(filepath.Join(d.dir, "state", root.ID)),
 		refs:  trust.Refs{Reader: src, Root: root}, view: d.cache.Reader(src)}
+	e.view.SetWatch(link)
 	bg, cancel := context.WithCancel(context.Background())
 	e.ctx, e.cancel = bg, cancel
+	var keeping sync.WaitGroup
+	keeping.Go(func() { link.run(bg) })
+	e.work.Go(keeping.Wait)
 	defer func() {
 		if err != nil { // e may be nil by now
 			cancel()
+			keeping.Wait()
 			src.Close()
 		}
 	}()
@@ -82,6 +93,7 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 	if err != nil {
 		return nil, "", err
 	}
+	link.meet(ctx)
 	if err = e.start(ctx); err == nil {
 		err = register(req.RunDir, registered{req.Dir, d.dir, os.Getpid(), req.Target})
 	}
@@ -108,9 +120,13 @@ func (e *endpoint) start(ctx context.Context) error {
 		}
 		return e.Activate(ctx, p)
 	}
+	n := namespace.RefName{Kind: namespace.ChannelRef, Name: e.req.Target}
+	if kept, err := e.state.read(n.String()); err == nil && kept != nil {
+		e.source.Seen(n, kept)
+	}
 	e.follower = rollout.New(rollout.Options{
 		Channel: e.req.Target, Reader: e.refs.Reader, Root: e.refs.Root, Memory: e.state,
-		Activator: e, Poll: e.req.Poll, Logger: e.log,
+		Activator: e, Poll: e.req.Poll, Logger: e.log, Wake: e.link.wake,
 		Notify: func(s rollout.Status) {
 			e.mu.Lock()
 			e.status = s
@@ -175,7 +191,7 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 		return err
 	}
 	e.mu.Lock()
-	e.previous, e.status.Active = e.status.Active, p
+	e.previous, e.status.Active, e.root = e.status.Active, p, m.Root
 	e.mu.Unlock()
 	e.background(func(ctx context.Context) error { return e.view.HydrateMetadata(ctx, m.Root) }, "metadata")
 	if e.req.Hydrate {
@@ -184,10 +200,11 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 	return nil
 }
 
-// background fetches ahead while the mount is in use. It may fail: then reads fetch.
+// background fetches ahead while the mount is in use and the link is for it. It may fail: then reads
+// fetch.
 func (e *endpoint) background(fetch func(context.Context) error, what string) {
 	e.work.Go(func() {
-		if err := fetch(e.ctx); err != nil && e.ctx.Err() == nil {
+		if err := e.link.background(e.ctx, fetch); err != nil && e.ctx.Err() == nil {
 			e.log.Warn("not hydrated", "what", what, "error", err)
 		}
 	})
@@ -201,6 +218,13 @@ func (e *endpoint) manifest(ctx context.Context, d namespace.Digest) (namespace.
 	return readManifest(b, d)
 }
 
+// activeRoot returns the root catalog of the active version; zero before there is one.
+func (e *endpoint) activeRoot() namespace.Digest {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.root
+}
+
 func (e *endpoint) activePointer() namespace.Pointer {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -212,6 +236,7 @@ func (e *endpoint) run() {
 	if e.follower != nil {
 		e.work.Go(func() { _ = e.follower.Run(e.ctx) }) // ends with ctx, and only then
 	}
+	e.work.Go(e.healMisses)
 	e.server.Wait()
 	e.cancel()
 	e.work.Wait()
@@ -219,14 +244,37 @@ func (e *endpoint) run() {
 	close(e.done)
 }
 
-// trustOrigin returns the origin's root of trust: the one given with the request, or pinned for
+// healEvery is how often what reads did not get is looked through, while the link is for it.
+const healEvery = 30 * time.Second
+
+// healMisses fetches what reads needed and did not get, whenever the link is for it.
+func (e *endpoint) healMisses() {
+	for e.ctx.Err() == nil {
+		err := e.link.background(e.ctx, func(ctx context.Context) error {
+			n, err := e.view.FetchMisses(ctx)
+			if n > 0 {
+				e.log.Info("fetched what reads did not get", "objects", n)
+			}
+			return err
+		})
+		if err != nil && e.ctx.Err() == nil {
+			e.log.Warn("not fetched", "what", "misses", "error", err)
+		}
+		e.link.next(e.ctx, healEvery)
+	}
+}
+
+// collectors returns the metrics of a mount.
+func (e *endpoint) collectors() []prometheus.Collector {
+	return []prometheus.Collector{e.server.Collector(), e.source}
+}
+
+// trustOrigin returns the origin's root of trust, and its record: the one given with the request, or pinned for
 // the origin before, or, at first contact, the one it presents, which is pinned then.
-func (d *daemon) trustOrigin(ctx context.Context, src namespace.RefReader, req mountRequest) (*trust.Root, string, error) {
-	sum := sha256.Sum256([]byte(req.Origin))
-	pin := filepath.Join(d.dir, "trust", hex.EncodeToString(sum[:8])+".json")
-	pinned, err := os.ReadFile(pin)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, "", disk.Error("read", pin, err)
+func (d *daemon) trustOrigin(ctx context.Context, src namespace.RefReader, req mountRequest) (r *trust.Root, record []byte, news string, err error) {
+	pin, pinned, err := d.findPin(req.sources())
+	if err != nil {
+		return nil, nil, "", err
 	}
 	if req.Trust != nil {
 		pinned = req.Trust
@@ -234,21 +282,40 @@ func (d *daemon) trustOrigin(ctx context.Context, src namespace.RefReader, req m
 	root, presented, err := trust.FetchRoot(ctx, src)
 	if namespace.IsKind(err, namespace.Unavailable) && pinned != nil {
 		root, err = trust.OpenRoot(pinned)
-		return root, "", err
+		return root, pinned, "", err
 	}
 	if err != nil {
-		return nil, "", err
+		return nil, nil, "", err
 	}
 	if pinned != nil {
 		if err := trust.CheckPin(pinned, presented); err != nil {
-			return nil, "", namespace.WithHint(err, "if the origin was made anew on purpose, remove "+pin)
+			return nil, nil, "", namespace.WithHint(err, "if the origin was made anew on purpose, remove "+pin)
 		}
 	}
-	news := ""
 	if pinned == nil {
 		news = root.ID
 	}
-	return root, news, disk.Replace(pin, presented, 0o600)
+	return root, presented, news, disk.Replace(pin, presented, 0o600)
+}
+
+// findPin returns what was pinned for the first of several sources that has been met before, so that
+// another order of them is no first contact; and the file for it, or for the preferred one.
+func (d *daemon) findPin(locations []string) (file string, pinned []byte, err error) {
+	for i, loc := range locations {
+		sum := sha256.Sum256([]byte(loc))
+		pin := filepath.Join(d.dir, "trust", hex.EncodeToString(sum[:8])+".json")
+		b, err := os.ReadFile(pin)
+		if err == nil {
+			return pin, b, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return "", nil, disk.Error("read", pin, err)
+		}
+		if i == 0 {
+			file = pin
+		}
+	}
+	return file, nil, nil
 }
 
 // stateDir remembers what was accepted from one origin: envelopes, by ref. It implements

@@ -17,12 +17,14 @@ import (
 	"coppice.dev/coppice/fusefs"
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/origin"
 )
 
 type mountFlags struct {
 	foreground, suid, dev, hydrate bool
 	poll                           time.Duration
 	quota, trust                   string
+	links, class, proxy            string
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -34,6 +36,11 @@ func (a *app) mountCommand() *cobra.Command {
 followed: when its pointer moves, DIR shows the new version, at once and entirely; open files
 and working directories stay on the old one. What is read is verified and kept in the cache,
 which all mounts of a cache share; one daemon serves them and keeps a log in the cache.
+
+Several origins (--origin A --origin B, or with commas) are relays and mirrors of one: the first that
+answers is asked, and the others when it fails or is slow. Without a network what is in the cache works,
+and the rest fails at once; coppice cache misses lists it. What a link is used for, by its class (lan,
+vpn, internet, metered), is said by --links.
 
 At first contact with an origin its root of trust is pinned; another one is refused ever after.
 Setuid bits and devices have no effect unless --suid and --dev are given.
@@ -53,6 +60,9 @@ DIR becomes a symbolic link into a mount made by fusermount3, replaced atomicall
 	fl.DurationVar(&f.poll, "poll", 30*time.Second, "`INTERVAL` of asking a static server for a new pointer")
 	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), when this starts its daemon")
 	fl.StringVar(&f.trust, "trust", "", "`FILE` with the origin's root of trust (a copy of ref/trust/root)")
+	fl.StringVar(&f.links, "links", "", "`FILE` that says what which class of link is used for")
+	fl.StringVar(&f.class, "link-class", "", "`CLASS` of the link, instead of the one detected: lan, vpn, internet, metered")
+	fl.StringVar(&f.proxy, "proxy", "", "`URL` of a proxy, or none (default: HTTP_PROXY, HTTPS_PROXY and NO_PROXY)")
 	return c
 }
 
@@ -129,7 +139,15 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 	if err != nil {
 		return req, "", err
 	}
-	loc, err := a.location()
+	locs, err := a.locations()
+	if err != nil {
+		return req, "", err
+	}
+	links, err := readLinks(f.links, f.class, locs)
+	if err != nil {
+		return req, "", err
+	}
+	proxies, err := origin.ParseProxy(f.proxy)
 	if err != nil {
 		return req, "", err
 	}
@@ -144,8 +162,8 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 	if err != nil {
 		return req, "", err
 	}
-	req = mountRequest{Target: target, Dir: abs, Origin: loc, Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev,
-		Hydrate: f.hydrate, RunDir: runDir(), Transport: transport}
+	req = mountRequest{Target: target, Dir: abs, Origin: locs[0], Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev,
+		Hydrate: f.hydrate, RunDir: runDir(), Transport: transport, Origins: locs, Proxies: &proxies, Links: links}
 	if f.trust != "" {
 		if req.Trust, err = os.ReadFile(f.trust); err != nil {
 			return req, "", disk.Error("read", f.trust, err)

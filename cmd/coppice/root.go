@@ -16,9 +16,9 @@ import (
 // app is what every command needs: the global flags and where to print.
 type app struct {
 	output
-	origin string // --origin: directory or URL
-	cache  string // --cache
-	keys   string // --keys
+	origin []string // --origin: directories or URLs, the preferred one first
+	cache  string   // --cache
+	keys   string   // --keys
 	quiet  bool
 	tls    transportFlags
 }
@@ -61,7 +61,7 @@ local cache; rollout and rollback move a signed pointer.
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
 	}
 	f := root.PersistentFlags()
-	f.StringVar(&a.origin, "origin", os.Getenv("COPPICE_ORIGIN"), "`LOCATION` of the origin: a directory or an http(s) URL (COPPICE_ORIGIN)")
+	f.StringSliceVar(&a.origin, "origin", splitOrigins(os.Getenv("COPPICE_ORIGIN")), "`LOCATION` of the origin: a directory or an http(s) URL; of several, the preferred first (COPPICE_ORIGIN)")
 	f.StringVar(&a.cache, "cache", os.Getenv("COPPICE_CACHE"), "`DIR` of the endpoint's cache (COPPICE_CACHE; default "+defaultCacheText+")")
 	f.StringVar(&a.keys, "keys", os.Getenv("COPPICE_KEYS"), "`DIR` of the signing keys (COPPICE_KEYS; default: the origin's directory with .keys appended)")
 	a.tls.register(f)
@@ -71,6 +71,7 @@ local cache; rollout and rollback move a signed pointer.
 	for _, name := range append([]string{"origin", "cache", "keys"}, transportNames...) {
 		f.Lookup(name).DefValue = ""
 	}
+	f.Lookup("origin").DefValue = "[]" // as a list says ""
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return namespace.WithHint(usage("%v", err), "`"+c.CommandPath()+" --help` shows the flags")
 	})
@@ -156,18 +157,11 @@ func runDir() string {
 	return filepath.Join(os.TempDir(), "coppice-"+strconv.Itoa(os.Geteuid()))
 }
 
-// location returns the origin's location: a URL as it is, a directory made absolute, since the
-// daemon does not run where the command did.
+// location returns the preferred origin's location; what builds and publishes knows one only.
 func (a *app) location() (string, error) {
-	if a.origin == "" {
-		return "", namespace.WithHint(usage("no origin"), "name one with --origin or COPPICE_ORIGIN; `coppice origin init DIR` makes one")
-	}
-	if strings.Contains(a.origin, "://") {
-		return a.origin, nil
-	}
-	abs, err := filepath.Abs(a.origin)
+	all, err := a.locations()
 	if err != nil {
-		return "", namespace.E(namespace.Invalid, "find", a.origin, err)
+		return "", err
 	}
-	return abs, nil
+	return all[0], nil
 }

@@ -16,7 +16,8 @@ import (
 
 // TestMain lets the scripts run this test binary under the name coppice.
 func TestMain(m *testing.M) {
-	testscript.Main(manyAtOnce{m}, map[string]func(){"coppice": main})
+	testscript.Main(manyAtOnce{m}, map[string]func(){"coppice": main,
+		"near": func() { inside("near") }, "far": func() { inside("far") }, "hostile": hostileMain, "dns": dnsMain})
 }
 
 // manyAtOnce runs more scripts at a time than there are processors: some wait for most of a minute
@@ -45,6 +46,7 @@ func TestScripts(t *testing.T) {
 			"exits": exits, "await": await, "serve": serve, "unserve": unserve,
 			"json": jsonField, "capture": capture, "flip": flip, "within": within, "rootfs": rootfs,
 			"as": as, "hold": hold, "unhold": unhold,
+			"network": network,
 		},
 		Setup: func(env *testscript.Env) error {
 			work := env.WorkDir

@@ -34,7 +34,7 @@ func scriptCommand(ts *testscript.TestScript, args []string) *exec.Cmd {
 	c.Args[0] = args[0]
 	c.Dir = ts.MkAbs(".")
 	c.Env = os.Environ()
-	for _, key := range []string{"WORK", "HOME", "TMPDIR", "GORACE", "COPPICE_ORIGIN", "COPPICE_CACHE", "COPPICE_RUN", "COPPICE_KEYS"} {
+	for _, key := range []string{"WORK", "HOME", "TMPDIR", "GORACE", "COPPICE_ORIGIN", "COPPICE_CACHE", "COPPICE_RUN", "COPPICE_KEYS", netEnv} {
 		c.Env = append(c.Env, key+"="+ts.Getenv(key))
 	}
 	return c

@@ -106,9 +106,12 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 	srv.ConnContext = identity.PeerContext
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
+	watching := make(chan struct{})
+	go func() { defer close(watching); d.watcher.Run(ctx, d.networkChanged) }()
 	log.Info("daemon started", "cache", dir, "pid", os.Getpid())
 	ready(nil)
 	<-ctx.Done()
+	<-watching
 	d.close()
 	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -152,7 +155,8 @@ func (d *daemon) handler() http.Handler {
 	}))
 	mux.HandleFunc("POST /status", answer(d.status))
 	mux.HandleFunc("POST /current", answer(d.current))
-	mux.HandleFunc("POST /cache", answer(func(context.Context, struct{}) (cache.Stats, error) { return d.cache.Stats(), nil }))
+	mux.HandleFunc("POST /cache", answer(d.cacheReport))
+	mux.HandleFunc("POST /misses", answer(d.misses))
 	mux.HandleFunc("POST /hydrate", d.hydrate)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)

@@ -11,6 +11,7 @@ import (
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/fusefs"
+	"coppice.dev/coppice/internal/netwatch"
 	"coppice.dev/coppice/namespace"
 )
 
@@ -59,6 +60,7 @@ type mountStatus struct {
 	Draining  []drain     `json:"draining,omitempty"`
 	Cache     string      `json:"cache"`
 	CacheInfo cache.Stats `json:"cache_stats"`
+	Link      *linkStatus `json:"link,omitempty"`
 }
 
 func point(p namespace.Pointer) *pointed {
@@ -91,9 +93,11 @@ func (e *endpoint) describe(d *daemon) wireStatus {
 	s := e.server.Status()
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	link := e.link.status()
+	link.Sources = e.source.Status()
 	return wireStatus{mountStatus{
 		Dir: e.req.Dir, Target: e.req.Target, Origin: e.req.Origin, Alive: true, Mode: s.Mode,
-		Online: e.status.Online || e.follower == nil, LastError: e.status.LastError,
+		Online: link.State == netwatch.Online, Link: &link, LastError: e.status.LastError,
 		Desired: point(e.status.Desired), Active: point(e.status.Active), Previous: point(e.previous),
 		Cache: d.dir, CacheInfo: d.cache.Stats(),
 	}, s.Draining}
@@ -226,11 +230,14 @@ func printStatus(w io.Writer, all []mountStatus) {
 		switch {
 		case !s.Alive:
 			link = "dead"
-		case !s.Online:
-			link = "offline"
+		case s.Link != nil:
+			link = s.Link.State.String()
 		}
 		fmt.Fprintf(w, "%s  %s  %s\n", s.Dir, s.Target, link)
 		field(w, "origin", s.Origin)
+		if s.Link != nil {
+			printLink(w, s.Link)
+		}
 		field(w, "mode", s.Mode)
 		printPointed(w, "desired", s.Desired)
 		printPointed(w, "active", s.Active)

@@ -23,6 +23,7 @@ var floors = map[string][]string{
 	"internal/disk":          {"namespace"},
 	"internal/sandbox":       {"namespace"},
 	"internal/privilege":     {"namespace"},
+	"internal/netwatch":      {"namespace"},
 	"internal/tidy":          {},
 	"builder":                {"namespace", "namespace/catalog", "namespace/object", "namespace/object/delta", "namespace/trust", "internal/disk"},
 	"builder/packages":       {"namespace", "namespace/catalog", "internal/disk"},
@@ -38,7 +39,8 @@ var floors = map[string][]string{
 	"rollout/identity":       {"namespace", "internal/disk"},
 	"rollout/audit":          {"namespace", "internal/disk"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
-		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "rollout/identity", "rollout/audit", "internal/disk", "internal/sandbox", "internal/privilege"},
+		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "rollout/identity", "rollout/audit",
+		"internal/disk", "internal/sandbox", "internal/privilege", "internal/netwatch"},
 }
 
 // testRooms may be imported by any test.
@@ -69,10 +71,13 @@ var doors = map[string][]string{
 	"github.com/goccy/go-yaml":               {"cmd/coppice"},
 	"github.com/vbauerster/mpb":              {"cmd/coppice"},
 	"cel.dev":                                {"rollout/policy"},
-	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                                                                                   // tests: testscript
-	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                                                                            // each has collectors, the command serves them
-	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice", "internal/privilege", "rollout/identity", "rollout/audit"}, // the kernel's door, not a library's
-	"golang.org/x/time":                      {"rollout/identity"},
+	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                                                                                                        // tests: testscript
+	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                                                                                                 // each has collectors, the command serves them
+	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice", "internal/privilege", "rollout/identity", "rollout/audit", "internal/netwatch"}, // the kernel's door, not a library's
+	"golang.org/x/time":                      {"rollout/identity", "namespace/origin"},
+	"golang.org/x/net":                       {"namespace/origin"},  // httpproxy: how everybody reads NO_PROXY
+	"github.com/vishvananda/netlink":         {"internal/netwatch"}, // what network there is, as the kernel tells it
+	"github.com/godbus/dbus":                 {"internal/netwatch"}, // NetworkManager's metered flag
 	"golang.org/x/sync":                      {"builder", "builder/oci", "cache", "namespace/origin", "fusefs"},
 }
 

@@ -11,10 +11,13 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"coppice.dev/coppice/namespace"
@@ -24,7 +27,7 @@ import (
 type ClientOptions struct {
 	DialTimeout   time.Duration // of a connection and of its TLS handshake; 10 s
 	HeaderTimeout time.Duration // from the request to the response's header; 30 s
-	StallTimeout  time.Duration // without a byte while a body is read; 20 s
+	StallTimeout  time.Duration // without progress (dripBytes) while a body is read; 20 s
 	// Wait is how long a WaitRef asks the server to hold an answer back; 50 s, at most 60 s.
 	Wait time.Duration
 	// Poll is the mean pause between two looks at a ref of a server that cannot wait; 30 s.
@@ -43,6 +46,8 @@ type ClientOptions struct {
 	Secure func(location string) (Secured, error)
 	// UserAgent names the program; "coppice".
 	UserAgent string
+	// Proxies, if not nil, replace what the environment of this process says.
+	Proxies *Proxies
 }
 
 // Secured is how the server of a location is reached.
@@ -75,10 +80,20 @@ func setDefault[T comparable](v *T, def T) {
 // namespace.Source and RefWaiter, and Stat. It tries once: see [Retry]. Everything it reads is
 // bounded. Safe for concurrent use.
 type Client struct {
-	base      *url.URL
-	opts      ClientOptions
+	base *url.URL
+	opts ClientOptions
+
+	mu     sync.Mutex
+	conns  *connections
+	remote netip.Addr
+}
+
+// connections are those that a client made since it was reset last.
+type connections struct {
 	http      *http.Client
 	transport *http.Transport
+	ctx       context.Context // ends with Reset, and what runs on them with it
+	cancel    context.CancelCauseFunc
 }
 
 var (
@@ -107,9 +122,21 @@ func NewClient(base string, opts ClientOptions) (*Client, error) {
 	if u.RawQuery != "" || u.Fragment != "" {
 		return nil, namespace.E(namespace.Invalid, "open origin", u.Redacted(), fmt.Errorf("a query or fragment has no meaning here"))
 	}
-	opts = opts.withDefaults()
+	c := &Client{base: u, opts: opts.withDefaults()}
+	c.conns = c.connect()
+	return c, nil
+}
+
+// connect makes an empty pool of connections.
+func (c *Client) connect() *connections {
+	opts := c.opts
+	proxies := EnvironmentProxies()
+	if opts.Proxies != nil {
+		proxies = *opts.Proxies
+	}
 	transport := &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
+		Proxy: proxies.choose(),
+		// Dialer tries IPv4 300 ms after an IPv6 that does not answer (RFC 6555).
 		DialContext:            (&net.Dialer{Timeout: opts.DialTimeout, KeepAliveConfig: keepAlive}).DialContext,
 		TLSClientConfig:        opts.TLS,
 		TLSHandshakeTimeout:    opts.DialTimeout,
@@ -123,17 +150,63 @@ func NewClient(base string, opts ClientOptions) (*Client, error) {
 		ReadBufferSize:         64 << 10,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}
-	return &Client{base: u, opts: opts, transport: transport,
-		http: &http.Client{Transport: transport, CheckRedirect: checkRedirect}}, nil
+	conns := &connections{http: &http.Client{Transport: transport, CheckRedirect: checkRedirect}, transport: transport}
+	conns.ctx, conns.cancel = context.WithCancelCause(context.Background())
+	return conns
+}
+
+func (c *Client) current() *connections {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conns
+}
+
+// Reset drops all connections, and breaks off what runs on them with Unavailable: the network is
+// another one than when they were made, and they would only be waited for.
+func (c *Client) Reset() {
+	c.mu.Lock()
+	old := c.conns
+	c.conns = c.connect()
+	c.mu.Unlock()
+	old.cancel(errReset)
+	old.transport.CloseIdleConnections()
+}
+
+// Remote returns the address that the newest connection went to, the origin's or a proxy's; not valid
+// before there is one.
+func (c *Client) Remote() netip.Addr {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.remote
+}
+
+// proxied reports whether requests go through a proxy, which is then what a network must lead to.
+func (c *Client) proxied() bool {
+	r := &http.Request{URL: c.base}
+	u, err := c.current().transport.Proxy(r)
+	return u != nil || err != nil
+}
+
+// noteRemote is told of the connection that a request got.
+func (c *Client) noteRemote(info httptrace.GotConnInfo) {
+	tcp, ok := info.Conn.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.remote = tcp.AddrPort().Addr().Unmap()
 }
 
 // errDirectory says that a server redirects to a directory, as static servers do: no such file.
 var errDirectory = errors.New("the server has a directory there")
 
 func checkRedirect(req *http.Request, via []*http.Request) error {
-	switch {
-	case strings.HasSuffix(req.URL.Path, "/"):
+	switch first := via[0].URL; {
+	case req.URL.Path == first.Path+"/" && req.URL.Hostname() == first.Hostname(): // whatever port it thinks it has
 		return errDirectory
+	case strings.HasSuffix(req.URL.Path, "/"): // no object and no ref is called so
+		return fmt.Errorf("redirected to %s: a captive portal, or a proxy?", req.URL.Host)
 	case len(via) > 5:
 		return fmt.Errorf("%d redirects", len(via))
 	case via[0].URL.Scheme == "https" && req.URL.Scheme != "https":
@@ -144,7 +217,7 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 
 // Close drops idle connections. Calls that are running go on.
 func (c *Client) Close() error {
-	c.transport.CloseIdleConnections()
+	c.current().transport.CloseIdleConnections()
 	return nil
 }
 
@@ -306,27 +379,32 @@ func (c *Client) do(ctx context.Context, req request) (*response, error) {
 	if err := contextError(ctx, req.op, req.subject); err != nil {
 		return nil, err
 	}
+	conns := c.current()
 	inner, cancel := context.WithCancelCause(ctx)
 	resp := &response{op: req.op, subject: req.subject, outer: ctx, inner: inner, cancel: cancel, stall: c.opts.StallTimeout}
 	resp.timer = time.AfterFunc(req.wait, func() { cancel(errSlow) })
-	hr, err := c.newRequest(inner, req)
+	resp.keep = context.AfterFunc(conns.ctx, func() { cancel(errReset) })
+	hr, err := c.newRequest(httptrace.WithClientTrace(inner, &httptrace.ClientTrace{GotConn: c.noteRemote}), req)
 	if err == nil && c.opts.Authorize != nil {
 		if denied := c.opts.Authorize(hr); denied != nil {
 			resp.timer.Stop()
+			resp.keep()
 			cancel(nil)
 			return nil, namespace.E(namespace.KindOf(denied), req.op, req.subject, denied)
 		}
 	}
 	if err == nil {
-		resp.http, err = c.http.Do(hr)
+		resp.http, err = conns.http.Do(hr)
 	}
 	resp.timer.Stop()
 	if err != nil {
+		err = resp.error(err)
 		cancel(nil)
+		resp.keep()
 		if errors.Is(err, errDirectory) {
 			return nil, namespace.E(namespace.NotExist, req.op, req.subject, errDirectory)
 		}
-		return nil, resp.error(err)
+		return nil, err
 	}
 	if err := resp.check(req); err != nil {
 		return resp, closing(err, resp)

@@ -132,6 +132,9 @@ func (b *meteredBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Reject implements namespace.Rejecter.
+func (b *meteredBody) Reject(err error) { namespace.Reject(b.ReadCloser, err) }
+
 // Handler returns h with its requests counted under the role "server".
 func (m *Metrics) Handler(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -1,6 +1,7 @@
 // Package origin is where objects and refs live: a directory of static files ([Dir]), the HTTP
 // server that shows it ([NewHandler]), the client of any server that does ([Client]), and
-// decorators ([Retry], [Metrics]). [Open] chooses and stacks them.
+// decorators ([Retry], [Metrics]). [Open] chooses and stacks them; [OpenSources] makes one of several,
+// with failover, second requests for slow ones, and probes.
 //
 // # Layout
 //

@@ -15,8 +15,16 @@ import (
 	"coppice.dev/coppice/namespace"
 )
 
-// errSlow is the cause of a request that its server let wait.
-var errSlow = errors.New("the server sent nothing for too long")
+// errSlow is the cause of a request that its server let wait, errReset of one whose connection was
+// dropped by [Client.Reset].
+var (
+	errSlow  = errors.New("the server sent nothing for too long")
+	errReset = errors.New("the network changed meanwhile")
+)
+
+// dripBytes is what a body must bring in each StallTimeout: who sends a byte a second never ends, and
+// is no better than who sends none.
+const dripBytes = 1 << 10
 
 // response is a checked response, read as the body of what was asked for. Not safe for
 // concurrent use.
@@ -27,6 +35,10 @@ type response struct {
 	cancel       context.CancelCauseFunc
 	timer        *time.Timer // cancels inner; runs only while this side waits for the server
 	stall        time.Duration
+	keep         func() bool // lets go of the client's connections
+
+	waited  time.Duration // for the last dripBytes, so far
+	dripped int           // of them
 
 	skip  int64 // bytes to discard first: the server ignored the range
 	left  int64 // bytes still wanted; -1 is all there are, up to bound
@@ -141,9 +153,14 @@ func (r *response) errPastEnd() error {
 
 // read reads from the server, for as long as it sends something.
 func (r *response) read(p []byte) (int, error) {
-	r.timer.Reset(r.stall)
+	start := time.Now()
+	r.timer.Reset(max(r.stall-r.waited, 1))
 	n, err := r.http.Body.Read(p)
 	r.timer.Stop()
+	r.waited += time.Since(start)
+	if r.dripped += n; r.dripped >= dripBytes {
+		r.dripped, r.waited = 0, 0
+	}
 	r.bound -= int64(n)
 	if r.bound < 0 {
 		return 0, namespace.E(namespace.Limit, r.op, r.subject, fmt.Errorf("the server sends more than was announced or is allowed"))
@@ -174,6 +191,7 @@ func (r *response) Close() error {
 	r.timer.Stop()
 	err := r.http.Body.Close()
 	r.cancel(nil)
+	r.keep()
 	if err != nil && r.outer.Err() == nil {
 		return r.error(err)
 	}
@@ -185,7 +203,7 @@ func (r *response) error(err error) error {
 	if outer := r.outer.Err(); outer != nil {
 		return namespace.E(namespace.KindOf(outer), r.op, r.subject, outer)
 	}
-	if cause := context.Cause(r.inner); errors.Is(cause, errSlow) {
+	if cause := context.Cause(r.inner); errors.Is(cause, errSlow) || errors.Is(cause, errReset) {
 		err = cause
 	}
 	var ue *url.Error

@@ -111,11 +111,13 @@ func (r *retrier) Get(ctx context.Context, k namespace.Key, off, n int64) (io.Re
 		}
 		return &retryBody{body: body, src: r.src, ctx: ctx, tries: a, key: k, off: off, left: n}, nil
 	}
+	var from io.ReadCloser
 	b, err := retry(ctx, a, func() ([]byte, error) {
 		body, err := get()
 		if err != nil {
 			return nil, err
 		}
+		from = body
 		b, err := io.ReadAll(io.LimitReader(body, classLimit(k.Class)+1))
 		if err == nil && int64(len(b)) > classLimit(k.Class) {
 			err = limitError("get object", k.String(), classLimit(k.Class))
@@ -125,8 +127,20 @@ func (r *retrier) Get(ctx context.Context, k namespace.Key, off, n int64) (io.Re
 	if err != nil {
 		return nil, err
 	}
-	return io.NopCloser(bytes.NewReader(b)), nil
+	return &wholeBody{Reader: *bytes.NewReader(b), from: from}, nil
 }
+
+// wholeBody is a body that was read to its end, and where it came from.
+type wholeBody struct {
+	bytes.Reader
+	from any
+}
+
+// Close implements io.Closer; nothing is open.
+func (b *wholeBody) Close() error { return nil }
+
+// Reject implements namespace.Rejecter.
+func (b *wholeBody) Reject(err error) { namespace.Reject(b.from, err) }
 
 // Ref implements namespace.RefReader.
 func (r *retrier) Ref(ctx context.Context, n namespace.RefName) ([]byte, error) {
@@ -206,4 +220,12 @@ func (b *retryBody) Close() error {
 		return nil
 	}
 	return b.body.Close()
+}
+
+// Reject implements namespace.Rejecter. Of a body that was resumed the last source hears it; that it
+// might have been another is why nobody is avoided for ever.
+func (b *retryBody) Reject(err error) {
+	if b.body != nil {
+		namespace.Reject(b.body, err)
+	}
 }

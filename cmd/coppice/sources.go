@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"coppice.dev/coppice/cache"
+	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/origin"
+	"coppice.dev/coppice/namespace/trust"
+	"coppice.dev/coppice/rollout/identity"
+)
+
+// absolute returns a location as the daemon can use it, which does not run where the command did: a
+// URL as it is, a directory made absolute.
+func absolute(location string) (string, error) {
+	if strings.Contains(location, "://") {
+		return location, nil
+	}
+	abs, err := filepath.Abs(location)
+	if err != nil {
+		return "", namespace.E(namespace.Invalid, "find", location, err)
+	}
+	return abs, nil
+}
+
+// locations returns the sources named by --origin, the most preferred one first.
+func (a *app) locations() ([]string, error) {
+	if len(a.origin) == 0 || a.origin[0] == "" {
+		return nil, namespace.WithHint(usage("no origin"), "name one with --origin or COPPICE_ORIGIN; `coppice origin init DIR` makes one")
+	}
+	all := make([]string, len(a.origin))
+	for i, loc := range a.origin {
+		var err error
+		if all[i], err = absolute(strings.TrimSpace(loc)); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// splitOrigins reads COPPICE_ORIGIN: locations with commas between them.
+func splitOrigins(env string) []string {
+	if env == "" {
+		return nil
+	}
+	return strings.Split(env, ",")
+}
+
+// openSources opens what a mount reads from, with the keeper that watches over it. Nobody is asked yet.
+func (d *daemon) openSources(ctx context.Context, req mountRequest, known *identity.Known) (*origin.Sources, *linkKeeper, error) {
+	k := newLinkKeeper(req.Links, d.watcher.Facts, d.log.With("dir", req.Dir))
+	opts := origin.SourcesOptions{ProbeRef: trust.RootName, Changed: k.poke, Gate: k.gate}
+	opts.HTTP.Poll, opts.HTTP.Proxies, opts.HTTP.Secure = req.Poll, req.Proxies, secure(req.Transport, known)
+	src, err := origin.OpenSources(ctx, req.sources(), opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	k.attach(src)
+	return src, k, nil
+}
+
+// believes returns how the records of a mount's sources are judged: by the root of trust that the mount
+// has. The root record itself must be the one presented, which no other server has: that is what a probe
+// looks at.
+func believes(root *trust.Root, presented []byte) origin.CheckRef {
+	return func(n namespace.RefName, b []byte) (uint64, error) {
+		switch n.Kind {
+		case namespace.TrustRef:
+			return 0, trust.CheckPin(presented, b)
+		case namespace.ChannelRef:
+			p, err := root.OpenPointer(n.Name, b, 0, namespace.Digest{})
+			return p.Seq, err
+		}
+		payload, err := root.Open(n, b)
+		if err != nil {
+			return 0, err
+		}
+		var list struct { // trees and namespaces: what was published is never taken back
+			Versions []json.RawMessage `json:"versions"`
+		}
+		if err := json.Unmarshal(payload, &list); err != nil {
+			return 0, namespace.E(namespace.Corrupt, "decode", n.String(), err)
+		}
+		return uint64(len(list.Versions)), nil
+	}
+}
+
+// cacheReport is what `coppice cache status` tells: the cache, and who fills it.
+type cacheReport struct {
+	cache.Stats
+	Sources []mountSources `json:"sources,omitempty"`
+}
+
+// mountSources are the sources of one mount.
+type mountSources struct {
+	Dir     string                `json:"dir"`
+	Sources []origin.SourceStatus `json:"sources"`
+}
+
+func (d *daemon) cacheReport(context.Context, struct{}) (cacheReport, error) {
+	rep := cacheReport{Stats: d.cache.Stats()}
+	for _, e := range d.endpoints() {
+		rep.Sources = append(rep.Sources, mountSources{e.req.Dir, e.source.Status()})
+	}
+	return rep, nil
+}
+
+// printSources prints a line for each source.
+func printSources(w io.Writer, all []origin.SourceStatus) {
+	for _, s := range all {
+		line := fmt.Sprintf("%s  %s  %s in %d requests", s.Source, s.State, size(s.Bytes), s.Requests)
+		for _, c := range []struct {
+			n    uint64
+			what string
+		}{{s.Failures, "failed"}, {s.Rejected, "wrong"}, {s.Lagging, "old"}, {s.Hedged, "second"}} {
+			if c.n > 0 {
+				line += fmt.Sprintf(", %d %s", c.n, c.what)
+			}
+		}
+		field(w, "source", line)
+		if s.State != "up" && s.State != "off" && s.LastError != "" {
+			fmt.Fprintf(w, "            %s\n", s.LastError)
+		}
+	}
+}
+
+// printLink prints the link of a mount.
+func printLink(w io.Writer, l *linkStatus) {
+	line := fmt.Sprintf("%s (%s)", l.Class, l.Why)
+	if !l.Since.IsZero() {
+		line += fmt.Sprintf("  %s since %s", l.State, when(l.Since))
+	}
+	switch {
+	case !l.Background:
+		line += "  nothing in the background"
+	case l.Rate > 0:
+		line += fmt.Sprintf("  %s/s in the background", size(uint64(l.Rate)))
+	}
+	field(w, "link", line)
+	if l.Error != "" {
+		fmt.Fprintf(w, "            %s\n", l.Error)
+	}
+	plain := len(l.Sources) == 1 && l.Sources[0].Rejected == 0
+	if !plain {
+		printSources(w, l.Sources)
+	}
+}
