@@ -112,9 +112,10 @@ func (f *Follower) Start(ctx context.Context) error {
 // Run follows the channel until ctx ends. Failures are logged, kept in the status and tried
 // again; the active version stays. It returns ctx's error.
 func (f *Follower) Run(ctx context.Context) error {
-	wait := retryAfterMin
+	wait, failed := retryAfterMin, false
 	for ctx.Err() == nil {
-		if err := f.step(ctx); err != nil && ctx.Err() == nil {
+		err := f.step(ctx, failed)
+		if failed = err != nil; failed && ctx.Err() == nil {
 			f.o.Logger.Warn("channel not followed", "channel", f.o.Channel, "error", err, "retry", wait)
 			online := !namespace.IsKind(err, namespace.Unavailable)
 			f.note(func(s *Status) { s.Online, s.LastError = online, err.Error() })
@@ -129,9 +130,10 @@ func (f *Follower) Run(ctx context.Context) error {
 	return namespace.E(namespace.Canceled, "follow", f.o.Channel, ctx.Err())
 }
 
-// step waits for a new pointer and acts on it.
-func (f *Follower) step(ctx context.Context) error {
-	b, err := f.next(ctx)
+// step waits for a new pointer and acts on it. again says that the last step failed, and has waited
+// since.
+func (f *Follower) step(ctx context.Context, again bool) error {
+	b, err := f.next(ctx, again)
 	if err != nil {
 		return err
 	}
@@ -151,8 +153,8 @@ func (f *Follower) step(ctx context.Context) error {
 	return f.activate(ctx)
 }
 
-// next returns the channel's record when it may have changed.
-func (f *Follower) next(ctx context.Context) ([]byte, error) {
+// next returns the channel's record when it may have changed, or at once if that is a poll and again is set.
+func (f *Follower) next(ctx context.Context, again bool) ([]byte, error) {
 	have := f.raw
 	if f.bad != nil {
 		have = f.bad
@@ -169,7 +171,9 @@ func (f *Follower) next(ctx context.Context) ([]byte, error) {
 		}
 		return b, err
 	}
-	f.pause(ctx, jitter(f.o.Poll))
+	if !again {
+		f.pause(ctx, jitter(f.o.Poll))
+	}
 	return f.o.Reader.Ref(ctx, f.ref())
 }
 
