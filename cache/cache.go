@@ -55,6 +55,8 @@ type Options struct {
 	// FrameBytes bounds decoded frames kept in memory; default 16 MiB.
 	FrameBytes int
 	Logger     *slog.Logger // default: discard
+	// Lower are directories of other caches that are read, and never written, before an origin is asked.
+	Lower []string
 
 	ops disk.Ops // of tests; default: the system's
 }
@@ -113,6 +115,10 @@ func Open(o Options) (*Cache, error) {
 	c.sweepTemporary()
 	c.objectBytes.Store(c.objects.bytes())
 	if c.segments, err = openSegments(filepath.Join(o.Dir, "segments"), o.QuotaBytes, o.ops); err == nil {
+		if c.segments.lowers, err = openLowers(o.Lower, c.log); err != nil {
+			c.release()
+			return nil, err
+		}
 		c.index, err = openIndex(filepath.Join(o.Dir, "index.db"), o.ops, c.log)
 	}
 	if err == nil {
@@ -175,6 +181,7 @@ const (
 // acquire takes the lock of a cache and writes our process id into it, and which machine's run this is.
 func acquire(dir string, ops disk.Ops) (lock *os.File, end ending, err error) {
 	path := filepath.Join(dir, "lock")
+	_, absent := os.Lstat(path)
 	f, err := ops.Open(path)
 	if err != nil {
 		return nil, 0, disk.Error("lock", path, err)
@@ -189,7 +196,7 @@ func acquire(dir string, ops disk.Ops) (lock *os.File, end ending, err error) {
 	}
 	this := machineRun(f)
 	switch {
-	case len(held) == 0:
+	case absent == nil && len(held) == 0:
 		end = closed
 	case run == this && this != "":
 		end = killed
@@ -251,6 +258,9 @@ func (c *Cache) release() {
 	}
 	if c.segments != nil {
 		c.segments.close()
+		for _, l := range c.segments.lowers {
+			l.close()
+		}
 	}
 	c.objects.close()
 	c.lock.Close()

@@ -30,7 +30,7 @@ func (c *Cache) rewrite(s *segment, live func(namespace.Digest) bool) error {
 		return err // what was copied is there twice, until one of them is evicted
 	}
 	if len(moved) > 0 {
-		if err := c.syncSegments(true); err != nil {
+		if err := c.segments.sync(true); err != nil {
 			return err
 		}
 	}
@@ -48,6 +48,7 @@ func (c *Cache) copyRecord(s *segment, rec record) ([]located, error) {
 		return nil, err
 	}
 	rec.at = at
+	c.count.moved.Add(uint64(len(b)))
 	c.enter(seg, rec)
 	return rec.extents(seg), nil
 }

@@ -92,18 +92,6 @@ func decodeExtent(d *namespace.Digest, v []byte) (extent, bool) {
 		off: get24(v[13:]), size: get24(v[16:]), codec: object.Codec(plain >> codecShift), sum: le.Uint64(v[19:])}, true
 }
 
-// coverage is how far a segment is indexed, and how far it surely survives a crash of the machine.
-type coverage struct{ end, synced uint32 }
-
-func (c coverage) encode() []byte { return le.AppendUint32(le.AppendUint32(nil, c.end), c.synced) }
-
-func decodeCoverage(k, v []byte) (seg uint32, c coverage, ok bool) {
-	if len(k) != 4 || len(v) != 8 {
-		return 0, c, false
-	}
-	return le.Uint32(k), coverage{le.Uint32(v), le.Uint32(v[4:])}, true
-}
-
 // index finds chunks. New entries are kept in memory and committed together. Safe for concurrent
 // use.
 type index struct {
@@ -123,12 +111,12 @@ type index struct {
 	mu        sync.Mutex
 	pending   map[indexKey]extentValue // not yet committed; zero: deleted
 	committed map[indexKey]extentValue // being committed
-	ends      map[uint32]coverage      // of segments, not yet committed; zero: deleted
+	ends      map[uint32]uint32        // how far segments are covered, not yet committed; zero: deleted
 }
 
 // openIndex opens the index, or makes a new one if it cannot be read.
 func openIndex(path string, ops disk.Ops, log *slog.Logger) (*index, error) {
-	x := &index{path: path, ops: ops, log: log, full: make(chan struct{}, 1), pending: map[indexKey]extentValue{}, ends: map[uint32]coverage{}}
+	x := &index{path: path, ops: ops, log: log, full: make(chan struct{}, 1), pending: map[indexKey]extentValue{}, ends: map[uint32]uint32{}}
 	err := x.open()
 	if err == nil {
 		return x, nil
@@ -287,22 +275,22 @@ func (x *index) drop(d namespace.Digest, e extent) {
 	}
 }
 
-// cover notes how far a segment is indexed, once the entries put before are committed, and how far it
-// is synced. The zero coverage forgets it.
-func (x *index) cover(seg uint32, c coverage) {
+// cover notes that a segment is indexed up to end, once the entries put before are committed; 0 forgets
+// the segment.
+func (x *index) cover(seg, end uint32) {
 	x.mu.Lock()
-	x.ends[seg] = c
+	x.ends[seg] = end
 	x.mu.Unlock()
 }
 
-// covered returns the coverage of all segments that the committed index knows of.
-func (x *index) covered() map[uint32]coverage {
-	all := map[uint32]coverage{}
+// covered returns up to where segments are indexed, as far as is committed.
+func (x *index) covered() map[uint32]uint32 {
+	all := map[uint32]uint32{}
 	_ = x.use(func(db *bbolt.DB) error {
 		return db.View(func(tx *bbolt.Tx) error {
 			return tx.Bucket(bucketCovered).ForEach(func(k, v []byte) error {
-				if seg, c, ok := decodeCoverage(k, v); ok {
-					all[seg] = c
+				if len(k) == 4 && len(v) == 4 {
+					all[le.Uint32(k)] = le.Uint32(v)
 				}
 				return nil
 			})
@@ -385,7 +373,7 @@ func (x *index) flush() error {
 		return nil
 	}
 	chunks, ends := x.pending, x.ends
-	x.committed, x.pending, x.ends = chunks, map[indexKey]extentValue{}, map[uint32]coverage{}
+	x.committed, x.pending, x.ends = chunks, map[indexKey]extentValue{}, map[uint32]uint32{}
 	x.mu.Unlock()
 	err := x.commit(chunks, ends)
 	x.measure()
@@ -418,7 +406,7 @@ func (x *index) sync() error {
 }
 
 // commit writes entries in order, which keeps pages together, and then how far they cover segments.
-func (x *index) commit(chunks map[indexKey]extentValue, ends map[uint32]coverage) error {
+func (x *index) commit(chunks map[indexKey]extentValue, ends map[uint32]uint32) error {
 	order := slices.SortedFunc(maps.Keys(chunks), func(a, b indexKey) int { return bytes.Compare(a[:], b[:]) })
 	for part := range slices.Chunk(order, flushEntries) {
 		if err := x.update(func(tx *bbolt.Tx) error { return writeChunks(tx.Bucket(bucketChunks), part, chunks) }); err != nil {
@@ -451,14 +439,14 @@ func writeChunks(b *bbolt.Bucket, part []indexKey, chunks map[indexKey]extentVal
 	return nil
 }
 
-func writeEnds(b *bbolt.Bucket, ends map[uint32]coverage) error {
-	for seg, c := range ends {
+func writeEnds(b *bbolt.Bucket, ends map[uint32]uint32) error {
+	for seg, end := range ends {
 		key := le.AppendUint32(nil, seg)
 		var err error
-		if c == (coverage{}) {
+		if end == 0 {
 			err = b.Delete(key)
 		} else {
-			err = b.Put(key, c.encode())
+			err = b.Put(key, le.AppendUint32(nil, end))
 		}
 		if err != nil {
 			return err

@@ -13,15 +13,11 @@ import (
 //   - after a clean end there is nothing to do;
 //   - after the death of the process alone everything that was written is there: only records behind
 //     the last commit of the index are read;
-//   - after a crash of the machine what was not synced may be anything, in the index too: records that
-//     were not synced are read and checked, and entries that lead to what is lost are deleted, so that
+//   - after a crash of the machine what was not synced may be anything, in the index too: segments that
+//     are not sealed are read and checked, and entries that lead to what is lost are deleted, so that
 //     what the index knows can be read.
 //
-// Closed segments are synced as time goes by, so that little is ever in doubt.
-
-// doubtful is how many of the newest segments are checked after a crash whose index is lost as well,
-// and with it the memory of what was synced.
-const doubtful = 2
+// Closed segments are synced and sealed as time goes by, so that little is ever in doubt.
 
 // settle makes index and segments agree. crashed says that the machine may have.
 func (c *Cache) settle(crashed bool) error {
@@ -29,37 +25,33 @@ func (c *Cache) settle(crashed bool) error {
 	for seg := range covered {
 		c.segments.reserve(seg)
 		if c.segments.get(seg) == nil {
-			c.index.cover(seg, coverage{}) // its entries count as none, and are purged in the background
+			c.index.cover(seg, 0) // its entries count as none, and are purged in the background
 		}
 	}
-	lost := map[uint32]*survey{}
-	all := c.segments.all()
-	for i, s := range all {
-		was, known := covered[s.id]
-		size := s.size.Load()
-		s.synced.Store(min(was.synced, size))
-		from, doubt := was.end, crashed && (known || i >= len(all)-doubtful)
-		switch {
-		case was.end > size: // cut short: the last record that is whole may begin anywhere
-			from, doubt = 0, true
-		case doubt:
-			from = min(from, s.synced.Load())
+	lost := map[uint32]survey{}
+	for _, s := range c.segments.all() {
+		from, size := covered[s.id], s.size.Load()
+		doubt := from > size || crashed && !s.sealed.Load()
+		if doubt { // the last record that is whole may begin anywhere
+			from = 0
 		}
 		found, end, err := c.indexFrom(s, from, doubt)
 		if err != nil {
 			return err
 		}
-		if doubt && was.end > from {
+		if doubt {
 			lost[s.id] = found
 		}
 		s.truncate(c.o.ops, end)
 		s.covered.Store(s.size.Load())
-		if s.coverage() != was {
-			c.index.cover(s.id, s.coverage())
+		if end != covered[s.id] {
+			c.index.cover(s.id, end)
 		}
 	}
-	if len(lost) > 0 {
-		err := c.index.purge(c.closing, func(seg, at uint32) bool { return lost[seg] != nil && lost[seg].lost(at) })
+	if len(lost) > 0 || crashed {
+		err := c.index.purge(c.closing, func(seg, at uint32) bool {
+			return c.segments.get(seg) == nil || lost[seg] != nil && lost[seg].lost(at)
+		})
 		if namespace.IsKind(err, namespace.Corrupt) {
 			return c.healIndex()
 		}
@@ -70,22 +62,18 @@ func (c *Cache) settle(crashed bool) error {
 	return c.flushIndex()
 }
 
-// survey is what was found of a segment from an offset on: where whole records have their bytes.
-type survey struct {
-	from uint32
-	at   map[uint32]struct{}
-}
+// survey is where the whole records of a segment have their bytes.
+type survey map[uint32]struct{}
 
-// lost reports whether stored bytes at an offset were looked for and not found.
-func (f *survey) lost(at uint32) bool {
-	_, found := f.at[at]
-	return at >= f.from && !found
+func (f survey) lost(at uint32) bool {
+	_, found := f[at]
+	return !found
 }
 
 // indexFrom indexes the records of a segment from off on and returns where the last one ends; with
 // verify those only whose stored bytes are right, and it returns them.
-func (c *Cache) indexFrom(s *segment, off uint32, verify bool) (found *survey, end uint32, err error) {
-	found = &survey{off, map[uint32]struct{}{}}
+func (c *Cache) indexFrom(s *segment, off uint32, verify bool) (found survey, end uint32, err error) {
+	found = survey{}
 	end, err = s.scan(off, func(rec record) error {
 		if verify && s.check(rec) != nil {
 			return nil
@@ -94,7 +82,7 @@ func (c *Cache) indexFrom(s *segment, off uint32, verify bool) (found *survey, e
 			c.index.put(e.digest, e.extent)
 		}
 		if verify {
-			found.at[rec.payload()] = struct{}{}
+			found[rec.payload()] = struct{}{}
 		}
 		if c.index.waiting() >= flushEntries {
 			return c.index.flush()
@@ -104,11 +92,21 @@ func (c *Cache) indexFrom(s *segment, off uint32, verify bool) (found *survey, e
 	return found, end, err
 }
 
-// syncSegments makes segments survive a crash and remembers that: all, or those that are closed.
+// syncSegments makes what was appended survive a crash, all or what is in closed segments. After a
+// failed sync the kernel may take for written what is not, and say so: the records are written anew,
+// elsewhere, before anything is promised of them.
 func (c *Cache) syncSegments(all bool) error {
-	done, err := c.segments.sync(all)
-	for _, s := range done {
-		c.index.cover(s.id, s.coverage())
+	err := c.segments.sync(all)
+	for _, s := range c.segments.all() {
+		if !s.failed.Load() {
+			continue
+		}
+		if err = c.rewrite(s, nil); err == nil {
+			err = c.segments.sync(all)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return err
 }
@@ -196,6 +194,7 @@ func (c *Cache) lostNothing() bool {
 func (c *Cache) healIndex() error {
 	c.log.Warn("the cache's index is damaged and is made anew", "path", c.index.path)
 	c.count.corrupt.Add(1)
+	c.count.made.Add(1)
 	if err := c.index.replace(); err != nil {
 		return err
 	}
@@ -203,7 +202,7 @@ func (c *Cache) healIndex() error {
 		if _, _, err := c.indexFrom(s, 0, false); err != nil {
 			return err
 		}
-		c.index.cover(s.id, s.coverage())
+		c.index.cover(s.id, s.covered.Load())
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func (c *Cache) evict(s *segment) error {
 	}
 	// What a damaged header hid from the scan stays in the index and counts as none: ids of segments are
 	// not used again.
-	c.index.cover(s.id, coverage{})
+	c.index.cover(s.id, 0)
 	c.count.evictions.Add(1)
 	return c.segments.remove(s)
 }

@@ -21,7 +21,7 @@ func (away) Get(_ context.Context, k namespace.Key, _, _ int64) (io.ReadCloser, 
 
 // offline returns how many chunks can be read without a network; none may be wrong, and what the cache
 // says it holds must be among them.
-func (f *fixture) offline(t testing.TB, c *Cache) (good int) {
+func (f *fixture) offline(t testing.TB, c *Cache, what string) (good int) {
 	t.Helper()
 	r := c.Reader(away{})
 	for _, ref := range f.refs {
@@ -33,7 +33,7 @@ func (f *fixture) offline(t testing.TB, c *Cache) (good int) {
 		case namespace.IsKind(err, namespace.Internal):
 			t.Fatal(err)
 		case held:
-			t.Errorf("chunk %s is said to be here: %v", ref.Digest, err)
+			t.Errorf("%s: chunk %s is said to be here: %v", what, ref.Digest.Short(), err)
 		}
 	}
 	return good
@@ -60,7 +60,7 @@ func TestScanPassesDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 			c := openTest(t, Options{Dir: rotten})
-			if good, want := f.offline(t, c), len(f.refs)-len(recs[i].chunks); good != want {
+			if good, want := f.offline(t, c, "a damaged header"), len(f.refs)-len(recs[i].chunks); good != want {
 				t.Errorf("record %d damaged at %d: %d of %d chunks, want %d", i, off, good, len(f.refs), want)
 			}
 		}

@@ -140,27 +140,27 @@ func readRecord(r io.ReaderAt, at uint32) (record, error) {
 	return rec, nil
 }
 
-// segment is one file. size is its whole records, covered those that are indexed, synced those that
-// survive a crash of the machine; lastUse is by the segments' clock.
+// segment is one file. size is its whole records, covered those that are indexed; lastUse is by the
+// segments' clock. One that is closed and synced is sealed: its mode says so, which tells after a crash
+// of the machine that it is whole.
 type segment struct {
 	id      uint32
 	file    *os.File
 	size    atomic.Uint32
 	covered atomic.Uint32
-	synced  atomic.Uint32
 	lastUse atomic.Int64
 	dirty   atomic.Bool // written since it was synced
 	closed  atomic.Bool // not appended to any more, however small
+	sealed  atomic.Bool
+	failed  atomic.Bool // the disk refused to sync it: what it says of the next time is worth nothing
 
 	mu       sync.Mutex
 	entering map[uint32]struct{} // records that were appended and are not indexed
 }
 
-func (s *segment) coverage() coverage { return coverage{s.covered.Load(), s.synced.Load()} }
-
-// entered notes that the record at an offset is indexed, and returns the new coverage: records are
+// entered notes that the record at an offset is indexed, and returns up to where all are: records are
 // indexed in any order.
-func (s *segment) entered(at uint32) coverage {
+func (s *segment) entered(at uint32) (covered uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.entering, at)
@@ -169,7 +169,7 @@ func (s *segment) entered(at uint32) coverage {
 		end = min(end, other)
 	}
 	s.covered.Store(end)
-	return s.coverage()
+	return end
 }
 
 // scan calls fn for every whole record from off on and returns where the last of them ends. Damaged
@@ -266,7 +266,6 @@ func (s *segment) truncate(ops disk.Ops, end uint32) {
 	if end < s.size.Load() {
 		_ = ops.Truncate(s.file, int64(end))
 		s.size.Store(end)
-		s.synced.Store(min(end, s.synced.Load()))
 	}
 }
 
@@ -275,6 +274,8 @@ type segments struct {
 	dir   string
 	ops   disk.Ops
 	grain uint32 // the size at which a segment is closed
+
+	lowers []*lower
 
 	// The clock that orders uses. It goes on from the latest use that any segment remembers, whatever
 	// the machine's clock says, which may be years off.
@@ -320,7 +321,12 @@ func openSegment(dir, name string, flag int) (*segment, error) {
 	if err != nil || !strings.HasSuffix(name, ".seg") || id == 0 || id >= segmentIDMax {
 		return nil, nil
 	}
-	f, err := os.OpenFile(filepath.Join(dir, name), flag, 0)
+	path := filepath.Join(dir, name)
+	sealed := false
+	if info, err := os.Lstat(path); err == nil && info.Mode().Perm() == sealedMode {
+		flag, sealed = os.O_RDONLY, true
+	}
+	f, err := os.OpenFile(path, flag, 0)
 	if err != nil {
 		return nil, disk.Error("open", name, err)
 	}
@@ -332,8 +338,14 @@ func openSegment(dir, name string, flag int) (*segment, error) {
 	s := newSegment(uint32(id), f)
 	s.size.Store(uint32(info.Size()))
 	s.lastUse.Store(info.ModTime().Unix())
+	s.closed.Store(sealed)
+	s.sealed.Store(sealed)
+	s.dirty.Store(!sealed) // as far as we know
 	return s, nil
 }
+
+// sealedMode is the mode of a sealed segment's file.
+const sealedMode = 0o400
 
 func newSegment(id uint32, f *os.File) *segment {
 	return &segment{id: id, file: f, entering: map[uint32]struct{}{}}
@@ -347,10 +359,15 @@ func (ss *segments) touch(s *segment) {
 	s.lastUse.Store(ss.base + int64(time.Since(ss.start)/time.Second))
 }
 
-func (ss *segments) path(id uint32) string { return filepath.Join(ss.dir, fmt.Sprintf("%08d.seg", id)) }
+func segmentName(id uint32) string { return fmt.Sprintf("%08d.seg", id) }
+
+func (ss *segments) path(id uint32) string { return filepath.Join(ss.dir, segmentName(id)) }
 
 // get returns a segment; nil if it was evicted.
 func (ss *segments) get(id uint32) *segment {
+	if isLower(id) {
+		return ss.lowers[id>>lowerBits-1].get(id & segmentIDMax)
+	}
 	ss.mu.RLock()
 	defer ss.mu.RUnlock()
 	return ss.byID[id]
@@ -434,39 +451,44 @@ func (ss *segments) create() (*segment, error) {
 	return s, nil
 }
 
-// sync makes what was appended survive a crash, all or what is in closed segments, and returns the
-// segments that it synced.
-func (ss *segments) sync(all bool) (done []*segment, err error) {
+// sync makes what was appended survive a crash, all or what is in closed segments, and seals those. A
+// segment that could not be synced is left out from then on.
+func (ss *segments) sync(all bool) error {
 	ss.mu.RLock()
 	last := ss.last
 	ss.mu.RUnlock()
-	var sizes []uint32
+	var done []*segment
 	for _, s := range ss.all() {
-		if s.id == last && !all || !s.dirty.Swap(false) {
+		if s.failed.Load() || s.id == last && !all || !s.dirty.Swap(false) {
 			continue
 		}
-		size := s.size.Load()
+		done = append(done, s)
 		if err := ss.ops.Sync(s.file); err != nil && !errors.Is(err, os.ErrClosed) {
-			for _, s := range append(done, s) {
-				s.dirty.Store(true)
-			}
-			return nil, disk.Error("sync", s.file.Name(), err)
+			s.failed.Store(true)
+			return ss.unsynced(done, s.file.Name(), err)
 		}
-		done, sizes = append(done, s), append(sizes, size)
 	}
 	if len(done) == 0 {
-		return nil, nil
+		return nil
 	}
 	if err := ss.ops.SyncDir(ss.dir); err != nil {
-		for _, s := range done {
-			s.dirty.Store(true)
+		return ss.unsynced(done, ss.dir, err)
+	}
+	for _, s := range done {
+		if s.id != last && ss.ops.Seal(s.file, sealedMode) == nil { // else it is read after a crash
+			s.closed.Store(true)
+			s.sealed.Store(true)
 		}
-		return nil, disk.Error("sync", ss.dir, err)
 	}
-	for i, s := range done {
-		s.synced.Store(sizes[i])
+	return nil
+}
+
+// unsynced remembers that segments are to be synced again.
+func (ss *segments) unsynced(done []*segment, path string, err error) error {
+	for _, s := range done {
+		s.dirty.Store(true)
 	}
-	return done, nil
+	return disk.Error("sync", path, err)
 }
 
 // oldest returns the least recently used segment but the one that is appended to, or nil.

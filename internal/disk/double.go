@@ -27,6 +27,7 @@ type Double struct {
 // node is a file, whatever its name.
 type node struct {
 	foreign bool // written past the double
+	mode    os.FileMode
 	durable []byte
 	writes  []change // since the last sync
 }
@@ -177,6 +178,11 @@ func (d *Double) SyncDir(dir string) error {
 	})
 }
 
+// Seal implements Ops.
+func (d *Double) Seal(f *os.File, mode os.FileMode) error {
+	return d.do("Seal", f.Name(), func() error { return f.Chmod(mode) }, func() { d.node(f.Name()).mode = mode })
+}
+
 // Rename implements Ops. Both names are in one directory.
 func (d *Double) Rename(from, to string) error {
 	return d.do("Rename", from, func() error { return os.Rename(from, to) }, func() {
@@ -262,7 +268,11 @@ func (d *Double) Crash(to string, rng *rand.Rand) error {
 		if x.foreign {
 			b = mix(x.durable, content(path), rng, luck)
 		}
-		if err := os.WriteFile(dest, b, 0o600); err != nil {
+		mode := os.FileMode(0o600)
+		if x.mode != 0 && rng.IntN(2) == 0 {
+			mode = x.mode
+		}
+		if err := os.WriteFile(dest, b, mode); err != nil {
 			return err
 		}
 	}

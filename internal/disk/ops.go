@@ -17,6 +17,8 @@ type Ops interface {
 	Truncate(f *os.File, size int64) error
 	Sync(f *os.File) error
 	SyncDir(dir string) error
+	// Seal gives a file a mode. It may survive a crash or not, whatever is synced.
+	Seal(f *os.File, mode os.FileMode) error
 	Rename(from, to string) error
 	Remove(path string) error
 }
@@ -54,6 +56,9 @@ func (System) SyncDir(dir string) error {
 	defer d.Close()
 	return d.Sync()
 }
+
+// Seal implements Ops.
+func (System) Seal(f *os.File, mode os.FileMode) error { return f.Chmod(mode) }
 
 // Rename implements Ops.
 func (System) Rename(from, to string) error { return os.Rename(from, to) }
