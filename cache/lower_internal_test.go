@@ -91,12 +91,16 @@ func TestLowerDamaged(t *testing.T) {
 	f, dir := lowered(t)
 	old := func(b []byte) []byte { return bytes.ReplaceAll(b, bucketChunks, []byte("chunks/9")) }
 	for what, damage := range map[string]func(t *testing.T, dir string){
-		"no index":        func(t *testing.T, dir string) { remove(t, dir, "index.db") },
-		"other format":    func(t *testing.T, dir string) { change(t, dir, "index.db", old) },
-		"garbage index":   func(t *testing.T, dir string) { change(t, dir, "index.db", func(b []byte) []byte { return content(1, len(b)) }) },
-		"cut index":       func(t *testing.T, dir string) { change(t, dir, "index.db", func(b []byte) []byte { return b[:4096] }) },
-		"no segments":     func(t *testing.T, dir string) { remove(t, dir, "segments") },
-		"cut segments":    func(t *testing.T, dir string) { change(t, dir, "segments/*.seg", func(b []byte) []byte { return b[:len(b)/2] }) },
+		"no index":     func(t *testing.T, dir string) { remove(t, dir, "index.db") },
+		"other format": func(t *testing.T, dir string) { change(t, dir, "index.db", old) },
+		"garbage index": func(t *testing.T, dir string) {
+			change(t, dir, "index.db", func(b []byte) []byte { return content(1, len(b)) })
+		},
+		"cut index":   func(t *testing.T, dir string) { change(t, dir, "index.db", func(b []byte) []byte { return b[:4096] }) },
+		"no segments": func(t *testing.T, dir string) { remove(t, dir, "segments") },
+		"cut segments": func(t *testing.T, dir string) {
+			change(t, dir, "segments/*.seg", func(b []byte) []byte { return b[:len(b)/2] })
+		},
 		"rotten segments": func(t *testing.T, dir string) { change(t, dir, "segments/*.seg", rot) },
 		"rotten index":    func(t *testing.T, dir string) { change(t, dir, "index.db", rot) },
 		"rotten objects":  func(t *testing.T, dir string) { change(t, dir, "objects/*/*", rot) },

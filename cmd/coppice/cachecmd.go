@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) cacheCommand() *cobra.Command {
-	return group("cache", "Look at, fill and check the endpoint's cache", a.cacheStatus(), a.cacheHydrate(), a.cacheVerify())
+	return group("cache", "Look at, fill and check the endpoint's cache", a.cacheStatus(), a.cacheHydrate(), a.cacheVerify(), a.cacheExport(), a.cacheImport())
 }
 
 // withCache runs f on the cache of --cache, which no daemon must be using.
