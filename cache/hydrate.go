@@ -254,24 +254,18 @@ func (c *Cache) Verify(ctx context.Context, repair bool) (VerifyReport, error) {
 
 // verifySegment is Verify for one segment, which may be appended to meanwhile, or evicted.
 func (c *Cache) verifySegment(ctx context.Context, s *segment, rep *VerifyReport, repair bool) error {
-	end, gaps := uint32(0), 0
+	end, damaged := uint32(0), 0
 	_, err := s.scan(0, func(rec record) error {
 		if ctx.Err() != nil {
 			return namespace.E(namespace.Canceled, "verify", "cache", ctx.Err())
 		}
 		if rec.at != end { // a header is damaged: what is there cannot be found by scanning
-			gaps++
+			damaged++
 		}
 		end = rec.end()
 		rep.Checked++
-		if s.verify(rec) == nil || c.segments.get(s.id) == nil {
-			return nil
-		}
-		rep.Damaged++
-		if repair {
-			for _, e := range rec.extents(s.id) {
-				c.index.drop(e.digest, e.extent)
-			}
+		if s.verify(rec) != nil {
+			damaged++
 		}
 		return nil
 	})
@@ -279,11 +273,11 @@ func (c *Cache) verifySegment(ctx context.Context, s *segment, rep *VerifyReport
 		return err
 	}
 	if end < s.covered.Load() {
-		gaps++
+		damaged++
 	}
-	rep.Damaged += gaps
-	if gaps > 0 && repair {
-		return c.rewrite(s, nil)
+	rep.Damaged += damaged
+	if damaged > 0 && repair {
+		return c.rewrite(s, nil) // without what is damaged
 	}
 	return nil
 }

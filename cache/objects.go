@@ -94,6 +94,13 @@ func (o *objects) open(d namespace.Digest) (*catalog.Catalog, error) {
 	return c, nil
 }
 
+// inUse reports whether a catalog is open.
+func (o *objects) inUse(d namespace.Digest) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.catalogs[d] != nil
+}
+
 // adopt keeps a catalog, whose digest was checked, in memory: the disk is full.
 func (o *objects) adopt(d namespace.Digest, b []byte) error {
 	c, err := catalog.Open(b)
