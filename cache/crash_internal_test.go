@@ -156,7 +156,7 @@ func TestDiskFails(t *testing.T) {
 		}
 		return double.Count()
 	}()
-	step := 5
+	step := 11
 	if long {
 		step = 1
 	}
