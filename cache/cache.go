@@ -44,6 +44,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
 )
 
@@ -56,6 +57,10 @@ type Options struct {
 	// FrameBytes bounds decoded frames kept in memory; default 16 MiB.
 	FrameBytes int
 	Logger     *slog.Logger // default: discard
+	// Lower are directories of other caches that are read, and never written, before an origin is asked.
+	Lower []string
+
+	ops disk.Ops // of tests; default: the system's
 }
 
 const (
@@ -101,7 +106,7 @@ func Open(o Options) (*Cache, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
-	lock, clean, err := acquire(o.Dir)
+	lock, end, err := acquire(o.Dir, o.ops)
 	if err != nil {
 		return nil, err
 	}
@@ -109,24 +114,30 @@ func Open(o Options) (*Cache, error) {
 	c.misses = openMisses(o.Dir)
 	c.frames = newFrames(o.FrameBytes)
 	c.flights = newFlights()
-	c.objects = newObjects(filepath.Join(o.Dir, "objects"))
+	c.objects = newObjects(filepath.Join(o.Dir, "objects"), o.ops)
 	c.objects.written = func(n int64) { c.objectBytes.Add(n) }
 	c.ahead.queue = make(chan frameKey, aheadQueue)
 	c.sweepTemporary()
 	c.objectBytes.Store(c.objects.bytes())
-	if c.segments, err = openSegments(filepath.Join(o.Dir, "segments"), o.QuotaBytes); err == nil {
-		c.index, err = openIndex(filepath.Join(o.Dir, "index.db"), c.log)
+	if c.segments, err = openSegments(filepath.Join(o.Dir, "segments"), o.QuotaBytes, o.ops); err == nil {
+		if c.segments.lowers, err = openLowers(o.Lower, c.log); err != nil {
+			c.release()
+			return nil, err
+		}
+		c.index, err = openIndex(filepath.Join(o.Dir, "index.db"), o.ops, c.log)
 	}
 	if err == nil {
-		err = c.cutTails()
+		err = c.settle(end == crashed)
 	}
 	if err != nil {
 		c.release()
 		return nil, err
 	}
 	c.work.Go(c.flushLoop)
-	if !clean { // meanwhile, what is read of the index checks itself
-		c.work.Go(func() { c.index.check(c.closing) })
+	if end != closed { // meanwhile, what is read of the index checks itself
+		c.work.Go(func() {
+			_ = c.index.purge(c.closing, func(seg, _ uint32) bool { return c.segments.get(seg) == nil }) // a flush tells, and heals
+		})
 	}
 	c.work.Go(c.aheadLoop)
 	c.work.Go(c.missesLoop)
@@ -134,6 +145,9 @@ func Open(o Options) (*Cache, error) {
 }
 
 func (o *Options) defaults() error {
+	if o.ops == nil {
+		o.ops = disk.System{}
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -164,81 +178,69 @@ func (o *Options) defaults() error {
 	return nil
 }
 
-// acquire takes the lock of a cache and writes our process id into it. clean says that whoever had it
-// before closed it: then no id is in it.
-func acquire(dir string) (lock *os.File, clean bool, err error) {
+// ending is how the last user of a cache ended.
+type ending uint8
+
+const (
+	closed  ending = iota
+	killed         // it died, and what it wrote is there
+	crashed        // the machine may have died with it, or this is a copy
+)
+
+// acquire takes the lock of a cache and writes our process id into it, and which machine's run this is.
+func acquire(dir string, ops disk.Ops) (lock *os.File, end ending, err error) {
 	path := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	_, absent := os.Lstat(path)
+	f, err := ops.Open(path)
 	if err != nil {
-		return nil, false, namespace.E(namespace.KindOf(err), "lock", path, err)
+		return nil, 0, disk.Error("lock", path, err)
 	}
+	held, _ := os.ReadFile(path)
+	holder, run, _ := strings.Cut(strings.TrimSpace(string(held)), "\n")
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		holder, _ := os.ReadFile(path)
 		f.Close()
-		return nil, false, namespace.WithHint(
+		return nil, 0, namespace.WithHint(
 			namespace.E(namespace.Exist, "open cache", dir, errors.New("another process has it")),
-			"process "+strings.TrimSpace(string(holder))+" does; use the mount's commands, or another --cache")
+			"process "+holder+" does; use the mount's commands, or another --cache")
 	}
-	if info, err := f.Stat(); err == nil {
-		clean = info.Size() == 0
+	this := machineRun(f)
+	switch {
+	case absent == nil && len(held) == 0:
+		end = closed
+	case run == this && this != "":
+		end = killed
+	default:
+		end = crashed
 	}
 	if err := f.Truncate(0); err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"+this+"\n"), 0)
 	}
-	return f, clean, nil // the id in it is for people: that it could not be written is no reason to fail
+	// A crash must not bring back the mark of a clean end. That it could not be written or synced is no
+	// reason to fail: what is read checks itself.
+	_ = ops.Sync(f)
+	return f, end, nil
 }
 
-// cutTails indexes what was appended after the last commit of the index, or everything if the index
-// had to be made anew, and cuts off what a crash left half-written.
-func (c *Cache) cutTails() error {
-	if c.index.leads(c.segments) {
-		c.log.Warn("segments of the cache are lost or cut; its index is made anew")
-		if err := c.index.replace(); err != nil {
-			return err
-		}
+// machineRun names the time since the machine was started, and the file, which a copy is not.
+func machineRun(f *os.File) string {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	var st unix.Stat_t
+	if err != nil || unix.Fstat(int(f.Fd()), &st) != nil {
+		return ""
 	}
-	for _, s := range c.segments.all() {
-		end, err := c.indexFrom(s, min(c.index.covered(s.id), s.size.Load()))
-		if err != nil {
-			return err
-		}
-		s.truncate(end)
-	}
-	return c.index.flush()
-}
-
-// catchUp indexes all segments, while the cache is in use.
-func (c *Cache) catchUp() error {
-	for _, s := range c.segments.all() {
-		if _, err := c.indexFrom(s, 0); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// indexFrom indexes the records of a segment from off on and returns where they end.
-func (c *Cache) indexFrom(s *segment, off uint32) (uint32, error) {
-	end, err := s.scan(off, func(rec record) error {
-		for _, e := range rec.extents(s.id) {
-			c.index.put(e.digest, e.extent)
-		}
-		if c.index.waiting() >= flushEntries {
-			return c.index.flush()
-		}
-		return nil
-	})
-	if err == nil && end != off {
-		c.index.cover(s.id, end)
-	}
-	return end, err
+	return fmt.Sprintf("%s %d:%d", strings.TrimSpace(string(boot)), st.Dev, st.Ino)
 }
 
 // sync makes everything that the cache holds survive a crash. Kinds: Limit, Internal.
 func (c *Cache) sync() error {
-	err := errors.Join(c.segments.sync(), c.objects.sync(), c.flushIndex())
+	err := errors.Join(c.syncSegments(true), c.objects.sync(), c.flushIndex())
 	if err == nil {
 		err = c.index.sync()
+	}
+	if err == nil {
+		if err = c.o.ops.SyncDir(c.o.Dir); err != nil { // what is new in it
+			err = disk.Error("sync", c.o.Dir, err)
+		}
 	}
 	return err
 }
@@ -252,7 +254,7 @@ func (c *Cache) Close() error {
 		c.flights.stop()
 		c.work.Wait()
 		if err = c.sync(); err == nil {
-			_ = c.lock.Truncate(0) // clean; if not, the next Open checks more
+			_ = c.lock.Truncate(0) // a clean end; if not, the next Open checks more
 		}
 		c.release()
 	})
@@ -265,6 +267,9 @@ func (c *Cache) release() {
 	}
 	if c.segments != nil {
 		c.segments.close()
+		for _, l := range c.segments.lowers {
+			l.close()
+		}
 	}
 	c.objects.close()
 	c.lock.Close()

@@ -55,6 +55,10 @@ func (u *update) catalog(ctx context.Context, d namespace.Digest) {
 	if _, err := u.r.c.objects.open(d); err == nil || u.hopeless() {
 		return
 	}
+	if b := u.r.c.lowerObject(d, namespace.CatalogBytesMax); b != nil {
+		u.r.keepObject(d, "", b)
+		return
+	}
 	made := u.makeCatalog(ctx, d, deltaChain)
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -292,7 +292,9 @@ func (c *Cache) enter(seg uint32, r record) {
 	for _, e := range r.extents(seg) {
 		c.index.put(e.digest, e.extent)
 	}
-	c.index.cover(seg, r.end())
+	if s := c.segments.get(seg); s != nil {
+		c.index.cover(seg, s.entered(r.at))
+	}
 }
 
 // show puts a frame that is decoded already among the decoded ones, which own plain then.

@@ -3,6 +3,8 @@ package cache
 import (
 	"container/list"
 	"sync"
+
+	"coppice.dev/coppice/namespace"
 )
 
 // frameKey names a frame in a segment: where its stored bytes are.
@@ -17,12 +19,33 @@ type frame struct {
 	err   error
 	ready chan struct{} // closed when buf or err is set
 
+	mu    sync.Mutex
+	right map[namespace.Digest]uint32 // chunks that were verified, by their offset
+
 	// guarded by frames.mu
 	refs    int
 	elem    *list.Element
 	size    int  // of buf's memory, once it counts
 	demand  bool // was asked for, not only decoded ahead
 	dropped bool
+}
+
+// verified holds a chunk of the frame against its digest, unless that was done. The caller holds the
+// frame.
+func (f *frame) verified(d namespace.Digest, off, size uint32) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if at, ok := f.right[d]; ok && at == off {
+		return true
+	}
+	if uint64(off)+uint64(size) > uint64(len(f.buf)) || namespace.Sum(f.buf[off:][:size]) != d {
+		return false
+	}
+	if f.right == nil {
+		f.right = map[namespace.Digest]uint32{}
+	}
+	f.right[d] = off
+	return true
 }
 
 // frames keeps decoded frames, bounded in bytes, least recently used out first. The memory of frames

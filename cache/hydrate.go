@@ -254,54 +254,30 @@ func (c *Cache) Verify(ctx context.Context, repair bool) (VerifyReport, error) {
 
 // verifySegment is Verify for one segment, which may be appended to meanwhile, or evicted.
 func (c *Cache) verifySegment(ctx context.Context, s *segment, rep *VerifyReport, repair bool) error {
-	verify := func(rec record) error {
+	end, damaged := uint32(0), 0
+	_, err := s.scan(0, func(rec record) error {
 		if ctx.Err() != nil {
 			return namespace.E(namespace.Canceled, "verify", "cache", ctx.Err())
 		}
+		if rec.at != end { // a header is damaged: what is there cannot be found by scanning
+			damaged++
+		}
+		end = rec.end()
 		rep.Checked++
-		if c.verifyRecord(s.id, rec) == nil || c.segments.get(s.id) == nil {
-			return nil
-		}
-		rep.Damaged++
-		if repair {
-			for _, e := range rec.extents(s.id) {
-				c.index.drop(e.digest, e.extent)
-			}
+		if s.verify(rec) != nil {
+			damaged++
 		}
 		return nil
-	}
-	for end := uint32(0); ; {
-		size := s.size.Load()
-		next, err := s.scan(end, verify)
-		if err != nil || next >= size || c.segments.get(s.id) == nil {
-			return err
-		}
-		if next == end {
-			break
-		}
-		end = next
-	}
-	rep.Damaged++ // a header is: what follows cannot be found by scanning
-	if repair {
-		return c.evict(s)
-	}
-	return nil
-}
-
-// verifyRecord decodes a record and hashes its chunks.
-func (c *Cache) verifyRecord(seg uint32, rec record) error {
-	if len(rec.chunks) == 0 {
-		return nil
-	}
-	all := rec.extents(seg)
-	plain, err := c.load(all[0].extent, nil)
-	if err != nil {
+	})
+	if err != nil || c.segments.get(s.id) == nil {
 		return err
 	}
-	for _, e := range all {
-		if namespace.Sum(plain[e.extent.off:][:e.extent.size]) != e.digest {
-			return namespace.E(namespace.Corrupt, "verify", e.digest.String(), nil)
-		}
+	if end < s.covered.Load() {
+		damaged++
+	}
+	rep.Damaged += damaged
+	if damaged > 0 && repair {
+		return c.rewrite(s, nil) // without what is damaged
 	}
 	return nil
 }

@@ -21,45 +21,75 @@ import (
 	"coppice.dev/coppice/namespace/object"
 )
 
-// The index's buckets: chunk digest → extent, and segment → how far it is covered.
+// The index's buckets: beginning of a chunk's digest → extent, and segment → coverage. An index with
+// others was made by another version: it is made anew.
 var (
-	bucketChunks  = []byte("chunks/1")
-	bucketCovered = []byte("covered/1")
+	bucketChunks  = []byte("chunks/2")
+	bucketCovered = []byte("covered/2")
 )
 
 const (
-	extentBytes = 44
-	flushEvery  = time.Second
-	// flushEntries bounds what a commit dirties, hence its memory: keys are random, a page each.
-	flushEntries = 2048
+	flushEvery = time.Second
+	// flushEntries bounds what a commit dirties, hence its memory and the free pages that stay in the
+	// file: keys are random, a page each.
+	flushEntries = 1024
 	// pendingMax is where whoever fetches waits for the index, so that memory stays bounded.
-	pendingMax = 8 * flushEntries
+	pendingMax = 16 * flushEntries
 )
 
-// encodeExtent returns the value for a digest. Its last 8 bytes check key and value, so that a
-// flipped bit cannot lead to other content (C2).
-func encodeExtent(d namespace.Digest, e extent) []byte {
-	b := make([]byte, 0, extentBytes)
-	for _, v := range []uint32{e.seg, e.at, e.stored, e.plain, e.off, e.size, uint32(e.codec)} {
-		b = le.AppendUint32(b, v)
-	}
-	b = le.AppendUint64(b, e.sum)
-	return le.AppendUint64(b, extentSum(&d, b))
+// indexKey is the beginning of a digest. Of two chunks that share one, of which there are none but on
+// purpose, one is always missing: the value checks the whole digest.
+type indexKey [12]byte
+
+// extentValue is an extent as it is in the index, little endian; all zero: none. A page of the index
+// holds as many more chunks as this is smaller.
+//
+//	0  u24 segment    3  u32 at    7  u24 stored    10 u24 plain, the codec in its two highest bits
+//	13 u24 off        16 u24 size  19 u64 sum       27 48 bits of the xxhash of the digest and bytes 0-26
+type extentValue [33]byte
+
+const (
+	extentCheck = 27
+	codecShift  = 22 // plain ≤ FrameBytesMax < 1<<22
+)
+
+func put24(b []byte, v uint32)           { b[0], b[1], b[2] = byte(v), byte(v>>8), byte(v>>16) }
+func get24(b []byte) uint32              { return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 }
+func keyOf(d *namespace.Digest) indexKey { return indexKey(d[:len(indexKey{})]) }
+
+// encodeExtent returns the value for a digest. It checks itself and the digest, so that a flipped bit
+// cannot lead to other content (C2).
+func encodeExtent(d *namespace.Digest, e extent) (v extentValue) {
+	put24(v[0:], e.seg)
+	le.PutUint32(v[3:], e.at)
+	put24(v[7:], e.stored)
+	put24(v[10:], e.plain|uint32(e.codec)<<codecShift)
+	put24(v[13:], e.off)
+	put24(v[16:], e.size)
+	le.PutUint64(v[19:], e.sum)
+	sum := extentSum(d, v[:extentCheck])
+	copy(v[extentCheck:], sum[:])
+	return v
 }
 
-func extentSum(d *namespace.Digest, b []byte) uint64 {
-	var buf [namespace.DigestSize + extentBytes - 8]byte
+func extentSum(d *namespace.Digest, b []byte) (sum [8]byte) {
+	var buf [namespace.DigestSize + extentCheck]byte
 	n := copy(buf[:], d[:])
 	n += copy(buf[n:], b)
-	return xxhash.Sum64(buf[:n])
+	le.PutUint64(sum[:], xxhash.Sum64(buf[:n]))
+	return sum
 }
 
-func decodeExtent(d *namespace.Digest, b []byte) (extent, bool) {
-	if len(b) != extentBytes || le.Uint64(b[36:]) != extentSum(d, b[:36]) {
+func decodeExtent(d *namespace.Digest, v []byte) (extent, bool) {
+	if len(v) != len(extentValue{}) {
 		return extent{}, false
 	}
-	return extent{seg: le.Uint32(b), at: le.Uint32(b[4:]), stored: le.Uint32(b[8:]), plain: le.Uint32(b[12:]),
-		off: le.Uint32(b[16:]), size: le.Uint32(b[20:]), codec: object.Codec(b[24]), sum: le.Uint64(b[28:])}, true
+	if sum := extentSum(d, v[:extentCheck]); !bytes.Equal(v[extentCheck:], sum[:len(v)-extentCheck]) {
+		return extent{}, false
+	}
+	plain := get24(v[10:])
+	return extent{seg: get24(v), at: le.Uint32(v[3:]), stored: get24(v[7:]), plain: plain & (1<<codecShift - 1),
+		off: get24(v[13:]), size: get24(v[16:]), codec: object.Codec(plain >> codecShift), sum: le.Uint64(v[19:])}, true
 }
 
 // index finds chunks. New entries are kept in memory and committed together. Safe for concurrent
@@ -67,6 +97,7 @@ func decodeExtent(d *namespace.Digest, b []byte) (extent, bool) {
 type index struct {
 	path string
 	log  *slog.Logger
+	ops  disk.Ops
 	full chan struct{} // asks for a flush
 	size atomic.Int64  // of the file, bytes, after the last commit
 	bad  atomic.Bool   // damaged: bbolt met a page that makes no sense
@@ -75,16 +106,17 @@ type index struct {
 
 	dbMu sync.RWMutex // held for writing while db is replaced
 	db   *bbolt.DB
+	file *os.File // db's
 
 	mu        sync.Mutex
-	pending   map[namespace.Digest]extent // not yet committed; seg 0: deleted
-	committed map[namespace.Digest]extent // being committed
-	ends      map[uint32]uint32           // segments' covered ends, not yet committed
+	pending   map[indexKey]extentValue // not yet committed; zero: deleted
+	committed map[indexKey]extentValue // being committed
+	ends      map[uint32]uint32        // how far segments are covered, not yet committed; zero: deleted
 }
 
 // openIndex opens the index, or makes a new one if it cannot be read.
-func openIndex(path string, log *slog.Logger) (*index, error) {
-	x := &index{path: path, log: log, full: make(chan struct{}, 1), pending: map[namespace.Digest]extent{}, ends: map[uint32]uint32{}}
+func openIndex(path string, ops disk.Ops, log *slog.Logger) (*index, error) {
+	x := &index{path: path, ops: ops, log: log, full: make(chan struct{}, 1), pending: map[indexKey]extentValue{}, ends: map[uint32]uint32{}}
 	err := x.open()
 	if err == nil {
 		return x, nil
@@ -104,7 +136,7 @@ func (x *index) replace() error {
 		_ = guard(x.db.Close) // it is thrown away
 		x.db = nil
 	}
-	if err := os.Remove(x.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := x.ops.Remove(x.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return disk.Error("remove", x.path, err)
 	}
 	if err := x.open(); err != nil {
@@ -141,21 +173,21 @@ func (x *index) use(f func(*bbolt.DB) error) error {
 }
 
 // open opens or creates the file. Commits are not synced, which would cost more than all else: what a
-// crash of the machine mixes up is found, at the latest when it is read, and made anew. Its list of free pages is kept in it: finding them by a walk of all
-// pages, bbolt would meet damage where nothing can recover from its panic.
+// crash of the machine mixes up is found, at the latest when it is read, and made anew. Its list of
+// free pages is kept in it: finding them by a walk of all pages, bbolt would meet damage where nothing
+// can recover from its panic.
 func (x *index) open() error {
 	return guard(func() error {
-		db, err := bbolt.Open(x.path, 0o600, &bbolt.Options{Timeout: time.Second, NoSync: true, FreelistType: bbolt.FreelistMapType})
+		open := func(path string, _ int, _ os.FileMode) (f *os.File, err error) {
+			f, err = x.ops.Open(path)
+			x.file = f
+			return f, err
+		}
+		db, err := bbolt.Open(x.path, 0o600, &bbolt.Options{Timeout: time.Second, NoSync: true, FreelistType: bbolt.FreelistMapType, OpenFile: open})
 		if err != nil {
 			return err
 		}
-		err = db.Update(func(tx *bbolt.Tx) error {
-			_, err := tx.CreateBucketIfNotExists(bucketChunks)
-			if err == nil {
-				_, err = tx.CreateBucketIfNotExists(bucketCovered)
-			}
-			return err
-		})
+		err = db.Update(makeBuckets)
 		if err != nil {
 			db.Close()
 			return err
@@ -166,45 +198,24 @@ func (x *index) open() error {
 	})
 }
 
+func makeBuckets(tx *bbolt.Tx) error {
+	for _, name := range [][]byte{bucketChunks, bucketCovered} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	return tx.ForEach(func(name []byte, _ *bbolt.Bucket) error {
+		if !bytes.Equal(name, bucketChunks) && !bytes.Equal(name, bucketCovered) {
+			return fmt.Errorf("it has a bucket %q: another version made it", name)
+		}
+		return nil
+	})
+}
+
 func (x *index) measure() {
 	if info, err := os.Stat(x.path); err == nil {
 		x.size.Store(info.Size())
 	}
-}
-
-// check walks all entries, until closing is closed: a crash may have left pages that are not what
-// others say of them. What it finds, the next flush heals.
-func (x *index) check(closing <-chan struct{}) {
-	_ = x.use(func(db *bbolt.DB) error { // use remembers damage
-		return db.View(func(tx *bbolt.Tx) error {
-			for _, name := range [][]byte{bucketChunks, bucketCovered} {
-				if err := checkOrder(tx.Bucket(name), closing); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	})
-}
-
-func checkOrder(b *bbolt.Bucket, closing <-chan struct{}) error {
-	var last []byte
-	c := b.Cursor()
-	n := 0
-	for k, _ := c.First(); k != nil; k, _ = c.Next() {
-		if last != nil && bytes.Compare(last, k) >= 0 {
-			return namespace.E(namespace.Corrupt, "check", "index", errors.New("entries out of order"))
-		}
-		last = k
-		if n++; n%1024 == 0 {
-			select {
-			case <-closing:
-				return nil
-			default:
-			}
-		}
-	}
-	return nil
 }
 
 func (x *index) close() {
@@ -221,18 +232,19 @@ func (x *index) close() {
 
 // get finds a chunk. A damaged entry counts as none.
 func (x *index) get(d namespace.Digest) (e extent, ok bool) {
+	key := keyOf(&d)
 	x.mu.Lock()
-	e, ok = x.pending[d]
-	if !ok {
-		e, ok = x.committed[d]
+	v, found := x.pending[key]
+	if !found {
+		v, found = x.committed[key]
 	}
 	x.mu.Unlock()
-	if ok {
-		return e, e.seg != 0
+	if found {
+		return decodeExtent(&d, v[:])
 	}
 	err := x.use(func(db *bbolt.DB) error {
 		return db.View(func(tx *bbolt.Tx) error {
-			e, ok = decodeExtent(&d, tx.Bucket(bucketChunks).Get(d[:]))
+			e, ok = decodeExtent(&d, tx.Bucket(bucketChunks).Get(key[:]))
 			return nil
 		})
 	})
@@ -242,7 +254,7 @@ func (x *index) get(d namespace.Digest) (e extent, ok bool) {
 // put notes where a chunk is.
 func (x *index) put(d namespace.Digest, e extent) {
 	x.mu.Lock()
-	x.pending[d] = e
+	x.pending[keyOf(&d)] = encodeExtent(&d, e)
 	n := len(x.pending)
 	x.mu.Unlock()
 	if n >= flushEntries {
@@ -255,47 +267,114 @@ func (x *index) put(d namespace.Digest, e extent) {
 
 // drop forgets a chunk if it is at e.
 func (x *index) drop(d namespace.Digest, e extent) {
-	if cur, ok := x.get(d); ok && cur == e {
-		x.put(d, extent{})
+	if cur, ok := x.get(d); !ok || cur != e {
+		return
 	}
+	key, v := keyOf(&d), encodeExtent(&d, e)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, newer := range []map[indexKey]extentValue{x.pending, x.committed} {
+		if cur, ok := newer[key]; ok && cur != v { // put since
+			return
+		}
+	}
+	x.pending[key] = extentValue{}
 }
 
-// cover notes that a segment is indexed up to end; once the entries put before are committed.
+// cover notes that a segment is indexed up to end, once the entries put before are committed; 0 forgets
+// the segment.
 func (x *index) cover(seg, end uint32) {
 	x.mu.Lock()
 	x.ends[seg] = end
 	x.mu.Unlock()
 }
 
-// covered returns up to where a segment is indexed.
-func (x *index) covered(seg uint32) (end uint32) {
-	_ = x.use(func(db *bbolt.DB) error {
-		return db.View(func(tx *bbolt.Tx) error {
-			if v := tx.Bucket(bucketCovered).Get(le.AppendUint32(nil, seg)); len(v) == 4 {
-				end = le.Uint32(v)
-			}
-			return nil
-		})
-	})
-	return end
-}
-
-// leads reports whether the index covers what segments do not have: after a crash that lost what was
-// not synced, or if somebody removed them. Its entries would pass for content that is here.
-func (x *index) leads(ss *segments) (leads bool) {
+// covered returns up to where segments are indexed, as far as is committed.
+func (x *index) covered() map[uint32]uint32 {
+	all := map[uint32]uint32{}
 	_ = x.use(func(db *bbolt.DB) error {
 		return db.View(func(tx *bbolt.Tx) error {
 			return tx.Bucket(bucketCovered).ForEach(func(k, v []byte) error {
-				if len(k) != 4 || len(v) != 4 {
-					leads = true
-				} else if s := ss.get(le.Uint32(k)); s == nil || le.Uint32(v) > s.size.Load() {
-					leads = true
+				if len(k) == 4 && len(v) == 4 {
+					all[le.Uint32(k)] = le.Uint32(v)
 				}
 				return nil
 			})
 		})
 	})
-	return leads
+	return all
+}
+
+// purge deletes the entries whose place gone says is lost, without looking at their checks. It has
+// them committed as it goes; memory is bounded. It ends early when closing is closed.
+func (x *index) purge(closing <-chan struct{}, gone func(seg, at uint32) bool) error {
+	var from []byte
+	for {
+		var err error
+		if from, err = x.purgeFrom(from, gone); err != nil {
+			return err
+		}
+		if err := x.flush(); err != nil || from == nil {
+			return err
+		}
+		select {
+		case <-closing:
+			return nil
+		default:
+		}
+	}
+}
+
+// purgeFrom is one step of purge. Nothing is committed meanwhile, so that an entry is deleted only as
+// long as it is the one that was looked at.
+func (x *index) purgeFrom(from []byte, gone func(seg, at uint32) bool) (next []byte, err error) {
+	x.flushing.Lock()
+	defer x.flushing.Unlock()
+	var found []indexKey
+	err = x.use(func(db *bbolt.DB) error {
+		return db.View(func(tx *bbolt.Tx) error {
+			var err error
+			found, next, err = lost(tx.Bucket(bucketChunks).Cursor(), from, gone)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, key := range found {
+		if _, newer := x.pending[key]; !newer {
+			x.pending[key] = extentValue{}
+		}
+	}
+	return next, nil
+}
+
+// purgeStep bounds the entries looked at in one transaction, which keeps pages from being used again.
+const purgeStep = 64 << 10
+
+// lost returns the keys that purge deletes among purgeStep entries from a key on, and where to go on;
+// nil: that was all.
+func lost(c *bbolt.Cursor, from []byte, gone func(seg, at uint32) bool) (found []indexKey, next []byte, err error) {
+	k, v := c.First()
+	if from != nil {
+		k, v = c.Seek(from)
+	}
+	var last []byte
+	for n := 0; k != nil; k, v = c.Next() {
+		if last != nil && bytes.Compare(last, k) >= 0 {
+			return nil, nil, namespace.E(namespace.Corrupt, "check", "index", errors.New("entries out of order"))
+		}
+		if n++; n > purgeStep {
+			return found, bytes.Clone(k), nil
+		}
+		last = k
+		if len(k) == len(indexKey{}) && (len(v) != len(extentValue{}) || gone(get24(v), le.Uint32(v[3:]))) {
+			found = append(found, indexKey(k))
+		}
+	}
+	return found, nil, nil
 }
 
 // waiting returns how many entries are not committed.
@@ -316,7 +395,7 @@ func (x *index) flush() error {
 		return nil
 	}
 	chunks, ends := x.pending, x.ends
-	x.committed, x.pending, x.ends = chunks, map[namespace.Digest]extent{}, map[uint32]uint32{}
+	x.committed, x.pending, x.ends = chunks, map[indexKey]extentValue{}, map[uint32]uint32{}
 	x.mu.Unlock()
 	err := x.commit(chunks, ends)
 	x.measure()
@@ -342,15 +421,15 @@ func (x *index) flush() error {
 
 // sync makes what was committed survive a crash.
 func (x *index) sync() error {
-	if err := x.use(func(db *bbolt.DB) error { return db.Sync() }); err != nil {
+	if err := x.use(func(*bbolt.DB) error { return x.ops.Sync(x.file) }); err != nil {
 		return disk.Error("sync", x.path, err)
 	}
 	return nil
 }
 
 // commit writes entries in order, which keeps pages together, and then how far they cover segments.
-func (x *index) commit(chunks map[namespace.Digest]extent, ends map[uint32]uint32) error {
-	order := slices.SortedFunc(maps.Keys(chunks), func(a, b namespace.Digest) int { return bytes.Compare(a[:], b[:]) })
+func (x *index) commit(chunks map[indexKey]extentValue, ends map[uint32]uint32) error {
+	order := slices.SortedFunc(maps.Keys(chunks), func(a, b indexKey) int { return bytes.Compare(a[:], b[:]) })
 	for part := range slices.Chunk(order, flushEntries) {
 		if err := x.update(func(tx *bbolt.Tx) error { return writeChunks(tx.Bucket(bucketChunks), part, chunks) }); err != nil {
 			return err
@@ -367,13 +446,13 @@ func (x *index) update(f func(tx *bbolt.Tx) error) error {
 	return err
 }
 
-func writeChunks(b *bbolt.Bucket, part []namespace.Digest, chunks map[namespace.Digest]extent) error {
-	for _, d := range part {
+func writeChunks(b *bbolt.Bucket, part []indexKey, chunks map[indexKey]extentValue) error {
+	for _, key := range part {
 		var err error
-		if e := chunks[d]; e.seg == 0 {
-			err = b.Delete(d[:])
+		if v := chunks[key]; v == (extentValue{}) {
+			err = b.Delete(key[:])
 		} else {
-			err = b.Put(d[:], encodeExtent(d, e))
+			err = b.Put(key[:], v[:])
 		}
 		if err != nil {
 			return err
@@ -383,8 +462,8 @@ func writeChunks(b *bbolt.Bucket, part []namespace.Digest, chunks map[namespace.
 }
 
 func writeEnds(b *bbolt.Bucket, ends map[uint32]uint32) error {
-	for s, end := range ends {
-		key := le.AppendUint32(nil, s)
+	for seg, end := range ends {
+		key := le.AppendUint32(nil, seg)
 		var err error
 		if end == 0 {
 			err = b.Delete(key)
@@ -396,91 +475,4 @@ func writeEnds(b *bbolt.Bucket, ends map[uint32]uint32) error {
 		}
 	}
 	return nil
-}
-
-// flushLoop commits from time to time until the cache is closed, and has a damaged index made anew.
-func (c *Cache) flushLoop() {
-	tick := time.NewTicker(flushEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-c.closing:
-			return
-		case <-tick.C:
-		case <-c.index.full:
-		}
-		if err := c.flushIndex(); err != nil {
-			c.log.Error("cache index not written; tried again later", "error", err)
-		}
-	}
-}
-
-// flushIndex commits what is pending. If the index turns out to be damaged it is made anew first.
-func (c *Cache) flushIndex() error {
-	err := c.index.flush()
-	if !c.index.bad.Load() {
-		return err
-	}
-	if err := c.healIndex(); err != nil {
-		return err
-	}
-	return c.index.flush()
-}
-
-// recoverEvery is how often, at most, a read that nobody can answer makes sure that the index lost
-// nothing: reading the headers of all records costs about a second for a million chunks.
-const recoverEvery = 10 * time.Minute
-
-// recoverIndex has an index made anew that does not know of chunks which the segments hold: damage
-// can make an entry that no lookup finds, and offline nobody would fetch it again. It reports whether
-// the caller should look once more; others wait meanwhile.
-func (c *Cache) recoverIndex() bool {
-	c.recovering.Lock()
-	defer c.recovering.Unlock()
-	if time.Since(c.searched) < recoverEvery && !c.index.bad.Load() {
-		return time.Since(c.searched) < c.o.Timeout // while this caller waited for the network
-	}
-	if !c.index.bad.Load() && c.lostNothing() {
-		c.searched = time.Now()
-		return true
-	}
-	c.index.bad.Store(true)
-	if err := c.flushIndex(); err != nil {
-		c.log.Error("cache index not made anew; tried again later", "error", err)
-	}
-	c.searched = time.Now()
-	return true
-}
-
-// errLost ends a scan that met a chunk which the index lost. It does not leave this file.
-var errLost = errors.New("lost")
-
-// lostNothing reports whether the index knows of every chunk that can be read. What was dropped since
-// it is damaged is rightly not in it.
-func (c *Cache) lostNothing() bool {
-	for _, s := range c.segments.all() {
-		_, err := s.scan(0, func(rec record) error {
-			for _, e := range rec.extents(s.id) {
-				if _, ok := c.index.get(e.digest); !ok && c.verifyRecord(s.id, rec) == nil {
-					return errLost
-				}
-			}
-			return nil
-		})
-		if errors.Is(err, errLost) {
-			return false
-		}
-	}
-	return true
-}
-
-// healIndex makes a damaged index anew from the segments.
-func (c *Cache) healIndex() error {
-	c.log.Warn("the cache's index is damaged and is made anew", "path", c.index.path)
-	c.count.corrupt.Add(1)
-	err := c.index.replace()
-	if err == nil {
-		err = c.catchUp()
-	}
-	return err
 }

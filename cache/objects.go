@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -23,7 +25,10 @@ import (
 // stay mapped until the cache is closed. Safe for concurrent use.
 type objects struct {
 	dir     string
+	ops     disk.Ops
 	written func(n int64) // told of bytes written
+
+	number atomic.Uint64 // of the next temporary file
 
 	mu       sync.Mutex
 	catalogs map[namespace.Digest]*mapped
@@ -46,8 +51,8 @@ const locatorChunks = 1 << 18
 // temporary begins the names of files that are being written.
 const temporary = ".new-"
 
-func newObjects(dir string) *objects {
-	return &objects{dir: dir, catalogs: map[namespace.Digest]*mapped{}, locators: map[namespace.Digest]*object.Locator{},
+func newObjects(dir string, ops disk.Ops) *objects {
+	return &objects{dir: dir, ops: ops, catalogs: map[namespace.Digest]*mapped{}, locators: map[namespace.Digest]*object.Locator{},
 		unsynced: map[string]struct{}{}}
 }
 
@@ -87,6 +92,13 @@ func (o *objects) open(d namespace.Digest) (*catalog.Catalog, error) {
 	}
 	o.catalogs[d] = &mapped{c, b}
 	return c, nil
+}
+
+// inUse reports whether a catalog is open.
+func (o *objects) inUse(d namespace.Digest) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.catalogs[d] != nil
 }
 
 // adopt keeps a catalog, whose digest was checked, in memory: the disk is full.
@@ -157,19 +169,20 @@ func (o *objects) write(d namespace.Digest, suffix string, b []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return disk.Error("create", filepath.Dir(path), err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), temporary)
+	// One process at a time writes here, and never the same name twice.
+	f, err := o.ops.Create(filepath.Join(filepath.Dir(path), fmt.Sprintf("%s%d", temporary, o.number.Add(1))))
 	if err != nil {
 		return disk.Error("create in", filepath.Dir(path), err)
 	}
-	_, err = f.Write(b)
+	_, err = o.ops.WriteAt(f, b, 0)
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = o.ops.Rename(f.Name(), path)
 	}
 	if err != nil {
-		_ = os.Remove(f.Name())
+		_ = o.ops.Remove(f.Name())
 		return disk.Error("write", path, err)
 	}
 	o.written(int64(len(b)))
@@ -179,38 +192,48 @@ func (o *objects) write(d namespace.Digest, suffix string, b []byte) error {
 	return nil
 }
 
-// sync makes what was written survive a crash.
+// sync makes what was written survive a crash. When it fails, the next one tries all of it again.
 func (o *objects) sync() error {
 	o.mu.Lock()
 	paths := o.unsynced
 	o.unsynced = map[string]struct{}{}
 	o.mu.Unlock()
+	err := o.syncFiles(paths)
+	if err != nil {
+		o.mu.Lock()
+		maps.Copy(o.unsynced, paths)
+		o.mu.Unlock()
+	}
+	return err
+}
+
+func (o *objects) syncFiles(paths map[string]struct{}) error {
 	if len(paths) == 0 {
 		return nil
 	}
 	dirs := map[string]struct{}{o.dir: {}}
 	for path := range paths {
-		err := syncFile(path)
+		err := o.syncFile(path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // dropped meanwhile
 			return disk.Error("sync", path, err)
 		}
 		dirs[filepath.Dir(path)] = struct{}{}
 	}
 	for dir := range dirs {
-		if err := syncDir(dir); err != nil {
-			return err
+		if err := o.ops.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return disk.Error("sync", dir, err)
 		}
 	}
 	return nil
 }
 
-func syncFile(path string) error {
+func (o *objects) syncFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return f.Sync()
+	return o.ops.Sync(f)
 }
 
 // locator returns a locator that is here, decoded; nil if there is none.

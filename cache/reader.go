@@ -54,9 +54,12 @@ func (r *Reader) catalog(ctx context.Context, d namespace.Digest) (*catalog.Cata
 		r.c.count.corrupt.Add(1)
 	}
 	err = r.c.flights.once(ctx, flightKey{d, offCatalog}, func(ctx context.Context) error {
-		b, err := r.fetchBlob(ctx, d, namespace.CatalogBytesMax)
-		if err != nil {
-			return err
+		b := r.c.lowerObject(d, namespace.CatalogBytesMax)
+		if b == nil {
+			var err error
+			if b, err = r.fetchBlob(ctx, d, namespace.CatalogBytesMax); err != nil {
+				return err
+			}
 		}
 		if r.keepObject(d, "", b) {
 			return nil
@@ -89,15 +92,17 @@ func (r *Reader) Blob(ctx context.Context, d namespace.Digest, limit int64) ([]b
 	if namespace.IsKind(err, namespace.Corrupt) {
 		r.c.count.corrupt.Add(1)
 	}
-	ctx, cancel, err := r.bounded(ctx, d)
-	if err == nil {
-		defer cancel()
-		b, err = r.fetchBlob(ctx, d, limit)
-	}
-	if err != nil {
-		err = r.explain(ctx, err, d)
-		r.missed(ctx, Miss{Object: d}, err)
-		return nil, err
+	if b = r.c.lowerObject(d, limit); b == nil {
+		ctx, cancel, err := r.bounded(ctx, d)
+		if err == nil {
+			defer cancel()
+			b, err = r.fetchBlob(ctx, d, limit)
+		}
+		if err != nil {
+			err = r.explain(ctx, err, d)
+			r.missed(ctx, Miss{Object: d}, err)
+			return nil, err
+		}
 	}
 	r.keepObject(d, "", b)
 	return b, nil
@@ -174,6 +179,9 @@ func (r *Reader) locator(ctx context.Context, cat namespace.Digest, old *object.
 		if l := r.c.objects.locator(cat); l != nil && l != old {
 			return nil // by whoever was faster
 		}
+		if r.lowerLocator(cat, old) {
+			return nil
+		}
 		key := namespace.Key{Class: namespace.Locator, Digest: cat}
 		b, reject, err := r.fetchAll(ctx, key, namespace.LocatorBytesMax)
 		if err != nil {
@@ -196,6 +204,22 @@ func (r *Reader) locator(ctx context.Context, cat namespace.Digest, old *object.
 		return l, nil
 	}
 	return nil, namespace.E(namespace.Unavailable, "fetch", "locator "+cat.String(), errors.New("dropped as soon as it was here"))
+}
+
+// lowerLocator takes a locator from a lower cache, unless one was found to lead nowhere already.
+func (r *Reader) lowerLocator(cat namespace.Digest, old *object.Locator) bool {
+	if old != nil {
+		return false
+	}
+	for _, l := range r.c.segments.lowers {
+		b := l.object(cat, locatorSuffix, namespace.LocatorBytesMax)
+		if loc, err := object.OpenLocator(b); b != nil && err == nil {
+			r.c.objects.keep(cat, loc)
+			r.keepObject(cat, locatorSuffix, b)
+			return true
+		}
+	}
+	return false
 }
 
 // readAttempts bounds how often a read starts anew: after bit rot, after an eviction under its feet,
@@ -256,7 +280,7 @@ func (r *Reader) searched(ref namespace.ChunkRef, p []byte, off int64, err error
 
 // holds reports whether a chunk is here, as far as can be told without reading it.
 func (c *Cache) holds(d namespace.Digest) bool {
-	e, ok := c.index.get(d)
+	e, ok := c.find(d)
 	return ok && c.segments.holds(e)
 }
 
@@ -266,7 +290,7 @@ var errMiss = errors.New("not in the cache")
 // readLocal copies part of a chunk that is here. If it is damaged, or was evicted, its entry is
 // dropped, and that is the error.
 func (c *Cache) readLocal(ref namespace.ChunkRef, p []byte, off int64) (int, error) {
-	e, ok := c.index.get(ref.Digest)
+	e, ok := c.find(ref.Digest)
 	if !ok || e.size != ref.Size {
 		return 0, errMiss
 	}
@@ -278,9 +302,15 @@ func (c *Cache) readLocal(ref namespace.ChunkRef, p []byte, off int64) (int, err
 			c.log.Warn("damaged in the cache, fetched again", "chunk", ref.Digest.String(), "error", err)
 		}
 		c.index.drop(ref.Digest, e)
+		c.refuseLower(e, err)
 		return 0, err
 	}
 	defer c.frames.release(f)
+	if err := c.fromLower(f, e, ref.Digest); err != nil {
+		c.count.corrupt.Add(1)
+		c.refuseLower(e, err)
+		return 0, err
+	}
 	if first {
 		c.count.frames.Add(1)
 		c.noteDemand(e)

@@ -39,7 +39,7 @@ func (c *Cache) used() int64 { return c.segments.bytes() + c.objectBytes.Load() 
 
 // evict drops a segment: first what points at it, then itself.
 func (c *Cache) evict(s *segment) error {
-	end, err := s.scan(0, func(rec record) error {
+	_, err := s.scan(0, func(rec record) error {
 		for _, e := range rec.extents(s.id) {
 			c.index.drop(e.digest, e.extent)
 		}
@@ -48,9 +48,8 @@ func (c *Cache) evict(s *segment) error {
 	if err != nil {
 		return err
 	}
-	if end < s.size.Load() { // a damaged header hid records from the scan, not from the index
-		c.index.bad.Store(true)
-	}
+	// What a damaged header hid from the scan stays in the index and counts as none: ids of segments are
+	// not used again.
 	c.index.cover(s.id, 0)
 	c.count.evictions.Add(1)
 	return c.segments.remove(s)

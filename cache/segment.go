@@ -140,43 +140,147 @@ func readRecord(r io.ReaderAt, at uint32) (record, error) {
 	return rec, nil
 }
 
-// segment is one file. size is its whole records; lastUse is seconds since 1970.
+// segment is one file. size is its whole records, covered those that are indexed; lastUse is by the
+// segments' clock. One that is closed and synced is sealed: its mode says so, which tells after a crash
+// of the machine that it is whole.
 type segment struct {
 	id      uint32
 	file    *os.File
 	size    atomic.Uint32
+	covered atomic.Uint32
 	lastUse atomic.Int64
 	dirty   atomic.Bool // written since it was synced
+	closed  atomic.Bool // not appended to any more, however small
+	sealed  atomic.Bool
+	failed  atomic.Bool // the disk refused to sync it: what it says of the next time is worth nothing
+
+	mu       sync.Mutex
+	entering map[uint32]struct{} // records that were appended and are not indexed
 }
 
-// scan calls fn for every whole record from off on and returns where the first that is not begins.
-func (s *segment) scan(off uint32, fn func(record) error) (uint32, error) {
-	for {
+// entered notes that the record at an offset is indexed, and returns up to where all are: records are
+// indexed in any order.
+func (s *segment) entered(at uint32) (covered uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.entering, at)
+	end := s.size.Load()
+	for other := range s.entering {
+		end = min(end, other)
+	}
+	s.covered.Store(end)
+	return end
+}
+
+// scan calls fn for every whole record from off on and returns where the last of them ends. Damaged
+// headers are passed over: a record behind one counts if all its chunks are right, since stored bytes
+// may look like a record, and say of it what they like.
+func (s *segment) scan(off uint32, fn func(record) error) (end uint32, err error) {
+	end = off
+	for lost := false; ; {
 		rec, err := readRecord(s.file, off)
-		if err != nil || int64(rec.end()) > int64(s.size.Load()) {
-			return off, nil
+		whole := err == nil && int64(rec.end()) <= int64(s.size.Load())
+		if whole && lost {
+			whole = s.verify(rec) == nil
 		}
-		if err := fn(rec); err != nil {
-			return off, err
+		if whole {
+			if err := fn(rec); err != nil {
+				return end, err
+			}
+			off, end = rec.end(), rec.end()
+			continue
 		}
-		off = rec.end()
+		lost = true
+		if off = s.seek(off + 1); off == 0 {
+			return end, nil
+		}
 	}
 }
 
+// seek returns where, from off on, something begins that looks like a record; 0: nowhere.
+func (s *segment) seek(off uint32) uint32 {
+	buf := make([]byte, seekBytes)
+	for {
+		n := min(int64(len(buf)), int64(s.size.Load())-int64(off))
+		if n < recordHeader {
+			return 0
+		}
+		if n, _ := s.file.ReadAt(buf[:n], int64(off)); n < recordHeader {
+			return 0
+		}
+		if i := bytes.Index(buf[:n], []byte(recordMagic)); i >= 0 {
+			return off + uint32(i)
+		}
+		off += uint32(n) - uint32(len(recordMagic)) + 1
+	}
+}
+
+// seekBytes is what seek reads at a time.
+const seekBytes = 256 << 10
+
+// check holds the stored bytes of a record against their checksum.
+func (s *segment) check(rec record) error {
+	_, err := s.stored(rec.payload(), rec.stored, rec.sum, nil)
+	return err
+}
+
+// verify decodes a record and hashes its chunks.
+func (s *segment) verify(rec record) error {
+	stored, err := s.stored(rec.payload(), rec.stored, rec.sum, nil)
+	if err != nil {
+		return err
+	}
+	plain, err := object.DecodeFrame(nil, stored, rec.codec, int(rec.plain))
+	if err != nil {
+		return err
+	}
+	for _, c := range rec.chunks {
+		if namespace.Sum(plain[c.Off:][:c.Len]) != c.Digest {
+			return namespace.E(namespace.Corrupt, "verify", c.Digest.String(), nil)
+		}
+	}
+	return nil
+}
+
+// stored returns n stored bytes, checked, in buf's memory if it is large enough. NotExist: the segment
+// was evicted. Corrupt: they are not what was written.
+func (s *segment) stored(at, n uint32, sum uint64, buf []byte) ([]byte, error) {
+	if cap(buf) < int(n) {
+		buf = make([]byte, n)
+	}
+	buf = buf[:n]
+	if _, err := s.file.ReadAt(buf, int64(at)); errors.Is(err, os.ErrClosed) {
+		return nil, namespace.E(namespace.NotExist, "read", s.file.Name(), err) // evicted just now
+	} else if err != nil {
+		// Cut short, or a dying disk: either way it is fetched again.
+		return nil, namespace.E(namespace.Corrupt, "read", s.file.Name(), err)
+	}
+	if xxhash.Sum64(buf) != sum {
+		return nil, namespace.E(namespace.Corrupt, "read", fmt.Sprintf("%s at %d", s.file.Name(), at), errors.New("checksum"))
+	}
+	return buf, nil
+}
+
 // truncate drops a torn tail. What cannot be cut off is overwritten.
-func (s *segment) truncate(end uint32) {
+func (s *segment) truncate(ops disk.Ops, end uint32) {
 	if end < s.size.Load() {
-		_ = s.file.Truncate(int64(end))
+		_ = ops.Truncate(s.file, int64(end))
 		s.size.Store(end)
 	}
 }
 
-func (s *segment) touch() { s.lastUse.Store(time.Now().Unix()) }
-
 // segments is the set of them; the one with the highest id is appended to.
 type segments struct {
 	dir   string
+	ops   disk.Ops
 	grain uint32 // the size at which a segment is closed
+
+	lowers []*lower
+
+	// The clock that orders uses. It goes on from the latest use that any segment remembers, whatever
+	// the machine's clock says, which may be years off.
+	start time.Time
+	base  int64 // seconds, at start
 
 	appending sync.Mutex // one at a time; mu is not held while the disk is waited for
 
@@ -185,40 +289,85 @@ type segments struct {
 	last uint32
 }
 
-func openSegments(dir string, quota int64) (*segments, error) {
-	ss := &segments{dir: dir, grain: uint32(min(quota/segmentShare, segmentMax)), byID: map[uint32]*segment{}}
+// segmentIDMax bounds the ids of segments, which are never used twice: an exabyte was written by then.
+// What is beyond it is another cache's.
+const segmentIDMax = 1<<24 - 1
+
+func openSegments(dir string, quota int64, ops disk.Ops) (*segments, error) {
+	ss := &segments{dir: dir, ops: ops, grain: uint32(min(quota/segmentShare, segmentMax)), byID: map[uint32]*segment{},
+		start: time.Now(), base: time.Now().Unix()}
 	names, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, disk.Error("list", dir, err)
 	}
 	for _, n := range names {
-		id, err := strconv.ParseUint(strings.TrimSuffix(n.Name(), ".seg"), 10, 32)
-		if err != nil || !strings.HasSuffix(n.Name(), ".seg") {
-			continue
-		}
-		f, err := os.OpenFile(filepath.Join(dir, n.Name()), os.O_RDWR, 0)
+		s, err := openSegment(dir, n.Name(), os.O_RDWR)
 		if err != nil {
 			ss.close()
-			return nil, disk.Error("open", n.Name(), err)
+			return nil, err
 		}
-		info, err := f.Stat()
-		if err != nil || info.Size() > 2*segmentMax {
-			f.Close()
-			continue // not of our making
+		if s != nil {
+			ss.byID[s.id] = s
+			ss.last = max(ss.last, s.id)
+			ss.base = max(ss.base, s.lastUse.Load())
 		}
-		s := &segment{id: uint32(id), file: f}
-		s.size.Store(uint32(info.Size()))
-		s.lastUse.Store(info.ModTime().Unix())
-		ss.byID[s.id] = s
-		ss.last = max(ss.last, s.id)
 	}
 	return ss, nil
 }
 
-func (ss *segments) path(id uint32) string { return filepath.Join(ss.dir, fmt.Sprintf("%08d.seg", id)) }
+// openSegment opens a file of a cache's segments; nil: it is none, or not of our making.
+func openSegment(dir, name string, flag int) (*segment, error) {
+	id, err := strconv.ParseUint(strings.TrimSuffix(name, ".seg"), 10, 32)
+	if err != nil || !strings.HasSuffix(name, ".seg") || id == 0 || id >= segmentIDMax {
+		return nil, nil
+	}
+	path := filepath.Join(dir, name)
+	sealed := false
+	if info, err := os.Lstat(path); err == nil && info.Mode().Perm() == sealedMode {
+		flag, sealed = os.O_RDONLY, true
+	}
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return nil, disk.Error("open", name, err)
+	}
+	info, err := f.Stat()
+	if err != nil || info.Size() > 2*segmentMax || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, nil
+	}
+	s := newSegment(uint32(id), f)
+	s.size.Store(uint32(info.Size()))
+	s.lastUse.Store(info.ModTime().Unix())
+	s.closed.Store(sealed)
+	s.sealed.Store(sealed)
+	s.dirty.Store(!sealed) // as far as we know
+	return s, nil
+}
+
+// sealedMode is the mode of a sealed segment's file.
+const sealedMode = 0o400
+
+func newSegment(id uint32, f *os.File) *segment {
+	return &segment{id: id, file: f, entering: map[uint32]struct{}{}}
+}
+
+// reserve keeps an id from being used for a new segment.
+func (ss *segments) reserve(id uint32) { ss.last = max(ss.last, min(id, segmentIDMax-1)) }
+
+// touch notes that a segment is used.
+func (ss *segments) touch(s *segment) {
+	s.lastUse.Store(ss.base + int64(time.Since(ss.start)/time.Second))
+}
+
+func segmentName(id uint32) string { return fmt.Sprintf("%08d.seg", id) }
+
+func (ss *segments) path(id uint32) string { return filepath.Join(ss.dir, segmentName(id)) }
 
 // get returns a segment; nil if it was evicted.
 func (ss *segments) get(id uint32) *segment {
+	if isLower(id) {
+		return ss.lowers[id>>lowerBits-1].get(id & segmentIDMax)
+	}
 	ss.mu.RLock()
 	defer ss.mu.RUnlock()
 	return ss.byID[id]
@@ -259,66 +408,87 @@ func (ss *segments) append(b []byte) (seg, at uint32, err error) {
 	ss.mu.RLock()
 	s := ss.byID[ss.last]
 	ss.mu.RUnlock()
-	if s == nil || s.size.Load() >= ss.grain {
+	if s == nil || s.closed.Load() || s.size.Load() >= ss.grain {
 		if s, err = ss.create(); err != nil {
 			return 0, 0, err
 		}
 	}
 	at = s.size.Load()
 	s.dirty.Store(true)
-	if _, err := s.file.WriteAt(b, int64(at)); err != nil {
-		_ = s.file.Truncate(int64(at)) // what cannot be cut off is overwritten, or skipped by a scan
+	if _, err := ss.ops.WriteAt(s.file, b, int64(at)); err != nil {
+		_ = ss.ops.Truncate(s.file, int64(at)) // what cannot be cut off is overwritten, or skipped by a scan
 		return 0, 0, disk.Error("write", s.file.Name(), err)
 	}
+	s.mu.Lock()
+	s.entering[at] = struct{}{}
 	s.size.Add(uint32(len(b)))
-	s.touch()
+	s.mu.Unlock()
+	ss.touch(s)
 	return s.id, at, nil
+}
+
+// finish has nothing appended to a segment any more.
+func (ss *segments) finish(s *segment) {
+	ss.appending.Lock()
+	defer ss.appending.Unlock()
+	s.closed.Store(true)
 }
 
 func (ss *segments) create() (*segment, error) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	id := ss.last + 1
-	f, err := os.OpenFile(ss.path(id), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if id >= segmentIDMax {
+		return nil, namespace.E(namespace.Limit, "create", ss.path(id), errors.New("the last segment there can be"))
+	}
+	f, err := ss.ops.Create(ss.path(id))
 	if err != nil {
 		return nil, disk.Error("create", ss.path(id), err)
 	}
-	s := &segment{id: id, file: f}
-	s.touch()
+	s := newSegment(id, f)
+	ss.touch(s)
 	ss.byID[id], ss.last = s, id
 	return s, nil
 }
 
-// sync makes what was appended survive a crash.
-func (ss *segments) sync() error {
-	synced := false
+// sync makes what was appended survive a crash, all or what is in closed segments, and seals those. A
+// segment that could not be synced is left out from then on.
+func (ss *segments) sync(all bool) error {
+	ss.mu.RLock()
+	last := ss.last
+	ss.mu.RUnlock()
+	var done []*segment
 	for _, s := range ss.all() {
-		if !s.dirty.Swap(false) {
+		if s.failed.Load() || s.id == last && !all || !s.dirty.Swap(false) {
 			continue
 		}
-		synced = true
-		if err := s.file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
-			s.dirty.Store(true)
-			return disk.Error("sync", s.file.Name(), err)
+		done = append(done, s)
+		if err := ss.ops.Sync(s.file); err != nil && !errors.Is(err, os.ErrClosed) {
+			s.failed.Store(true)
+			return ss.unsynced(done, s.file.Name(), err)
 		}
 	}
-	if synced {
-		return syncDir(ss.dir)
+	if len(done) == 0 {
+		return nil
+	}
+	if err := ss.ops.SyncDir(ss.dir); err != nil {
+		return ss.unsynced(done, ss.dir, err)
+	}
+	for _, s := range done {
+		if s.id != last && ss.ops.Seal(s.file, sealedMode) == nil { // else it is read after a crash
+			s.closed.Store(true)
+			s.sealed.Store(true)
+		}
 	}
 	return nil
 }
 
-// syncDir makes the names in a directory survive a crash.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return disk.Error("open", dir, err)
+// unsynced remembers that segments are to be synced again.
+func (ss *segments) unsynced(done []*segment, path string, err error) error {
+	for _, s := range done {
+		s.dirty.Store(true)
 	}
-	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return disk.Error("sync", dir, err)
-	}
-	return nil
+	return disk.Error("sync", path, err)
 }
 
 // oldest returns the least recently used segment but the one that is appended to, or nil.
@@ -342,7 +512,7 @@ func (ss *segments) remove(s *segment) error {
 	delete(ss.byID, s.id)
 	ss.mu.Unlock()
 	s.file.Close()
-	if err := os.Remove(ss.path(s.id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := ss.ops.Remove(ss.path(s.id)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return disk.Error("remove", ss.path(s.id), err)
 	}
 	return nil
@@ -358,25 +528,12 @@ func (ss *segments) close() {
 }
 
 // read returns the stored bytes of an extent, checked, in buf's memory if it is large enough.
-// Corrupt: they are not what was written.
+// NotExist: the segment was evicted. Corrupt: they are not what was written.
 func (ss *segments) read(e extent, buf []byte) ([]byte, error) {
 	s := ss.get(e.seg)
 	if s == nil {
 		return nil, namespace.E(namespace.NotExist, "read", fmt.Sprintf("segment %d", e.seg), nil)
 	}
-	s.touch()
-	if cap(buf) < int(e.stored) {
-		buf = make([]byte, e.stored)
-	}
-	buf = buf[:e.stored]
-	if _, err := s.file.ReadAt(buf, int64(e.at)); errors.Is(err, os.ErrClosed) {
-		return nil, namespace.E(namespace.NotExist, "read", s.file.Name(), err) // evicted just now
-	} else if err != nil {
-		kind := namespace.Corrupt // cut short, or a dying disk: either way it is fetched again
-		return nil, namespace.E(kind, "read", s.file.Name(), err)
-	}
-	if xxhash.Sum64(buf) != e.sum {
-		return nil, namespace.E(namespace.Corrupt, "read", fmt.Sprintf("%s at %d", s.file.Name(), e.at), errors.New("checksum"))
-	}
-	return buf, nil
+	ss.touch(s)
+	return s.stored(e.at, e.stored, e.sum, buf)
 }

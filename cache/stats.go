@@ -10,6 +10,7 @@ import (
 type counters struct {
 	hits, misses, frames, requests, fetched atomic.Uint64
 	corrupt, evictions, unkept, failed      atomic.Uint64
+	made, moved                             atomic.Uint64
 }
 
 // Stats says what a cache holds and did since it was opened.
@@ -27,15 +28,26 @@ type Stats struct {
 	Unkept      uint64 `json:"unkept"`        // objects that could not be written
 	Failed      uint64 `json:"failed"`        // reads of what was not here and not to be had
 	ReadThrough bool   `json:"read_through"`  // the last write failed
+
+	IndexBytes  int64        `json:"index_bytes"`
+	ObjectBytes int64        `json:"object_bytes"`    // of catalogs, manifests and locators
+	IndexMade   uint64       `json:"index_made_anew"` // since it was damaged
+	Moved       uint64       `json:"moved_bytes"`     // written anew, out of segments that were dropped
+	Lower       []LowerStats `json:"lower,omitempty"` // lower caches
 }
 
 // Stats returns the cache's statistics.
 func (c *Cache) Stats() Stats {
-	return Stats{
+	s := Stats{
 		UsedBytes: c.used(), QuotaBytes: c.o.QuotaBytes, Segments: len(c.segments.all()),
 		Hits: c.count.hits.Load(), Misses: c.count.misses.Load(), Frames: c.count.frames.Load(), Requests: c.count.requests.Load(), Fetched: c.count.fetched.Load(),
 		Corrupt: c.count.corrupt.Load(), Evictions: c.count.evictions.Load(), Unkept: c.count.unkept.Load(), Failed: c.count.failed.Load(), ReadThrough: c.through.Load(),
+		IndexBytes: c.index.size.Load(), ObjectBytes: c.objectBytes.Load(), IndexMade: c.count.made.Load(), Moved: c.count.moved.Load(),
 	}
+	for _, l := range c.segments.lowers {
+		s.Lower = append(s.Lower, l.stats())
+	}
+	return s
 }
 
 // Collector returns the statistics as metrics.
@@ -58,6 +70,17 @@ var (
 	descEvictions = desc("evictions_total", "Segments dropped to keep the bound.")
 	descFailed    = desc("failed_total", "Reads of what was not in the cache and not to be had.")
 	descUnkept    = desc("unkept_total", "Objects that could not be written.")
+	descSegments  = desc("segments", "Segment files.")
+	descIndex     = desc("index_bytes", "Bytes of the index.")
+	descObjects   = desc("object_bytes", "Bytes of catalogs, manifests and locators.")
+	descThrough   = desc("read_through", "1 while what is fetched cannot be kept.")
+	descFrames    = desc("frames_total", "Frames demanded.")
+	descMade      = desc("index_made_anew_total", "Times the index was made anew since it was damaged.")
+	descMoved     = desc("moved_bytes_total", "Bytes written anew, out of segments that were dropped.")
+
+	descLowerHits    = prometheus.NewDesc("coppice_cache_lower_hits_total", "Chunk reads answered from a lower cache.", []string{"lower"}, nil)
+	descLowerDamaged = prometheus.NewDesc("coppice_cache_lower_damaged", "Frames of a lower cache that were refused.", []string{"lower"}, nil)
+	descLowerUsed    = prometheus.NewDesc("coppice_cache_lower_used", "0 while a lower cache cannot be used.", []string{"lower"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -82,4 +105,23 @@ func (k collector) Collect(ch chan<- prometheus.Metric) {
 	counter(descEvictions, s.Evictions)
 	counter(descFailed, s.Failed)
 	counter(descUnkept, s.Unkept)
+	gauge(descSegments, int64(s.Segments))
+	gauge(descIndex, s.IndexBytes)
+	gauge(descObjects, s.ObjectBytes)
+	gauge(descThrough, boolValue(s.ReadThrough))
+	counter(descFrames, s.Frames)
+	counter(descMade, s.IndexMade)
+	counter(descMoved, s.Moved)
+	for _, l := range s.Lower {
+		ch <- prometheus.MustNewConstMetric(descLowerHits, prometheus.CounterValue, float64(l.Hits), l.Dir)
+		ch <- prometheus.MustNewConstMetric(descLowerDamaged, prometheus.GaugeValue, float64(l.Damaged), l.Dir)
+		ch <- prometheus.MustNewConstMetric(descLowerUsed, prometheus.GaugeValue, float64(boolValue(l.Error == "")), l.Dir)
+	}
+}
+
+func boolValue(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
 }

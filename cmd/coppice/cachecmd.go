@@ -8,29 +8,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/namespace"
 )
 
 func (a *app) cacheCommand() *cobra.Command {
-	return group("cache", "Look at, fill and check the endpoint's cache", a.cacheStatus(), a.cacheHydrate(), a.cacheMisses(), a.cacheVerify())
-}
-
-// withCache runs f on the cache of --cache, which no daemon must be using.
-func (a *app) withCache(f func(*cache.Cache) error) error {
-	dir, err := a.cacheDir()
-	if err != nil {
-		return err
-	}
-	c, err := cache.Open(cache.Options{Dir: dir})
-	if err != nil {
-		return err
-	}
-	err = f(c)
-	if cerr := c.Close(); err == nil {
-		err = cerr
-	}
-	return err
+	return group("cache", "Look at, fill and check the endpoint's cache", a.cacheStatus(), a.cacheHydrate(), a.cacheMisses(), a.cacheVerify(), a.cacheGC(), a.cacheExport(), a.cacheImport())
 }
 
 func (a *app) cacheStatus() *cobra.Command {
@@ -50,6 +32,9 @@ func (a *app) cacheStatus() *cobra.Command {
 				field(w, "hits", fmt.Sprint(s.Hits))
 				field(w, "refused", fmt.Sprintf("%d objects whose bytes were wrong", s.Corrupt))
 				field(w, "evicted", fmt.Sprintf("%d segments", s.Evictions))
+				for _, l := range s.Lower {
+					field(w, "lower", fmt.Sprintf("%s  %d hits  %s", l.Dir, l.Hits, l.Error))
+				}
 				if s.Failed > 0 {
 					field(w, "failed", fmt.Sprintf("%d reads of what was not here and not to be had; `coppice cache misses` lists it", s.Failed))
 				}
@@ -66,17 +51,8 @@ func (a *app) cacheStatus() *cobra.Command {
 }
 
 // cacheStats asks the daemon that uses the cache, or opens it.
-func (a *app) cacheStats(ctx context.Context) (s cacheReport, err error) {
-	dir, err := a.cacheDir()
-	if err != nil {
-		return s, err
-	}
-	if d, derr := dialDaemon(dir); derr == nil {
-		err = d.call(ctx, "/cache", struct{}{}, &s)
-		return s, err
-	}
-	err = a.withCache(func(c *cache.Cache) error { s.Stats = c.Stats(); return nil })
-	return s, err
+func (a *app) cacheStats(ctx context.Context) (cacheReport, error) {
+	return care(ctx, a, "/cache", struct{}{}, (*daemon).cacheReport)
 }
 
 func (a *app) cacheHydrate() *cobra.Command {
@@ -136,25 +112,11 @@ func (a *app) cacheVerify() *cobra.Command {
 		Use:   "verify",
 		Short: "Read everything in the cache and check it",
 		Long: `Reads every extent and object of the cache and compares checksums and digests. With --repair what
-is damaged is dropped, to be fetched again when it is needed. The cache must not be in use.`,
+is damaged is dropped, to be fetched again when it is needed. Mounts go on meanwhile.`,
 		Example: "  coppice cache verify --repair",
 		Args:    exact(0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.withCache(func(k *cache.Cache) error {
-				rep, err := k.Verify(c.Context(), repair)
-				if err != nil {
-					return err
-				}
-				if err := a.result(rep, func(w io.Writer) {
-					fmt.Fprintf(w, "%d extents and objects, %d damaged\n", rep.Checked, rep.Damaged)
-				}); err != nil {
-					return err
-				}
-				if rep.Damaged > 0 && !repair {
-					return namespace.WithHint(namespace.E(namespace.Corrupt, "verify", "cache", fmt.Errorf("%d damaged", rep.Damaged)), "--repair drops them")
-				}
-				return nil
-			})
+			return a.verifyCache(c.Context(), repair)
 		},
 	}
 	c.Flags().BoolVar(&repair, "repair", false, "drop what is damaged")

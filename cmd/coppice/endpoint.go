@@ -348,4 +348,17 @@ func (s stateDir) read(name string) ([]byte, error) {
 	return b, nil
 }
 
+// refs returns the names of all refs that are remembered.
+func (s stateDir) refs() (all []namespace.RefName) {
+	files, _ := filepath.Glob(filepath.Join(string(s), "*.json"))
+	for _, f := range files {
+		name, err := url.PathUnescape(strings.TrimSuffix(filepath.Base(f), ".json"))
+		kind, rest, ok := strings.Cut(name, "/")
+		if n := (namespace.RefName{Kind: kind, Name: rest}); err == nil && ok && n.Check() == nil {
+			all = append(all, n)
+		}
+	}
+	return all
+}
+
 func (s stateDir) write(name string, b []byte) error { return disk.Replace(s.path(name), b, 0o600) }

@@ -47,19 +47,8 @@ is bounded and survives restarts; --clear forgets it.`,
 }
 
 // askMisses asks the daemon that uses the cache, or opens it.
-func (a *app) askMisses(ctx context.Context, req missesRequest) (reply missesReply, err error) {
-	dir, err := a.cacheDir()
-	if err != nil {
-		return reply, err
-	}
-	if d, derr := dialDaemon(dir); derr == nil {
-		defer d.http.CloseIdleConnections()
-		return reply, d.call(ctx, "/misses", req, &reply)
-	}
-	return reply, a.withCache(func(c *cache.Cache) error {
-		reply, err = listMisses(c, req)
-		return err
-	})
+func (a *app) askMisses(ctx context.Context, req missesRequest) (missesReply, error) {
+	return care(ctx, a, "/misses", req, (*daemon).misses)
 }
 
 func listMisses(c *cache.Cache, req missesRequest) (reply missesReply, err error) {

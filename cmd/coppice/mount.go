@@ -25,6 +25,7 @@ type mountFlags struct {
 	poll                           time.Duration
 	quota, trust                   string
 	links, class, proxy            string
+	lower                          []string
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -59,6 +60,7 @@ DIR becomes a symbolic link into a mount made by fusermount3, replaced atomicall
 	fl.BoolVar(&f.hydrate, "hydrate", false, "fetch all content in the background")
 	fl.DurationVar(&f.poll, "poll", 30*time.Second, "`INTERVAL` of asking a static server for a new pointer")
 	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), when this starts its daemon")
+	fl.StringArrayVar(&f.lower, "cache-lower", nil, "`DIR` of another cache, only read, to look in before the network, when this starts the daemon; repeatable")
 	fl.StringVar(&f.trust, "trust", "", "`FILE` with the origin's root of trust (a copy of ref/trust/root)")
 	fl.StringVar(&f.links, "links", "", "`FILE` that says what which class of link is used for")
 	fl.StringVar(&f.class, "link-class", "", "`CLASS` of the link, instead of the one detected: lan, vpn, internet, metered")
@@ -71,14 +73,18 @@ func (a *app) mount(ctx context.Context, target, dir string, f mountFlags) error
 	if err != nil {
 		return err
 	}
+	lower, err := lowerDirs(f.lower)
+	if err != nil {
+		return err
+	}
 	if f.foreground {
-		if stop, err := a.serveInForeground(ctx, cacheDir, f.quota); err == nil {
+		if stop, err := a.serveInForeground(ctx, cacheDir, f.quota, lower...); err == nil {
 			defer stop()
 		} else if !namespace.IsKind(err, namespace.Exist) {
 			return err
 		}
 	}
-	d, reply, err := requestMount(ctx, req, cacheDir, f.quota)
+	d, reply, err := requestMount(ctx, req, cacheDir, f.quota, lower...)
 	if err != nil {
 		return err
 	}
@@ -101,10 +107,10 @@ func (a *app) mount(ctx context.Context, target, dir string, f mountFlags) error
 const brokenMax = 2
 
 // requestMount has the cache's daemon mount, the next one if the present one is just ending.
-func requestMount(ctx context.Context, req mountRequest, cacheDir, quota string) (*daemonClient, mountReply, error) {
+func requestMount(ctx context.Context, req mountRequest, cacheDir, quota string, lower ...string) (*daemonClient, mountReply, error) {
 	var reply mountReply
 	for broken := 0; ; {
-		d, err := reachDaemon(ctx, cacheDir, quota)
+		d, err := reachDaemon(ctx, cacheDir, quota, lower...)
 		if err != nil {
 			return nil, reply, err
 		}
@@ -187,7 +193,7 @@ func mountPoint(dir string) (string, error) {
 }
 
 // serveInForeground makes this process the cache's daemon. Exist: another is. stop ends it.
-func (a *app) serveInForeground(ctx context.Context, cacheDir, quota string) (stop func(), err error) {
+func (a *app) serveInForeground(ctx context.Context, cacheDir, quota string, lower ...string) (stop func(), err error) {
 	if d, err := dialDaemon(cacheDir); err == nil {
 		d.http.CloseIdleConnections()
 		return nil, namespace.E(namespace.Exist, "start daemon", cacheDir, nil)
@@ -203,7 +209,7 @@ func (a *app) serveInForeground(ctx context.Context, cacheDir, quota string) (st
 	ready, ended := make(chan error, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
-		if err := runDaemon(ctx, cacheDir, quota, log, func(err error) { ready <- err }); err != nil {
+		if err := runDaemon(ctx, cacheDir, quota, log, func(err error) { ready <- err }, lower...); err != nil {
 			log.Error("daemon failed", "error", err)
 		}
 	}()

@@ -57,6 +57,10 @@ func TestScripts(t *testing.T) {
 			} {
 				env.Setenv(name, value)
 			}
+			env.Setenv("KILLS", "10") // of daemons
+			if os.Getenv("COPPICE_TEST_LONG") != "" {
+				env.Setenv("KILLS", "500")
+			}
 			env.Values[server{}] = &server{}
 			env.Values[holder{}] = &holder{}
 			env.Defer(func() { tellLog(env, work+"/cache/log/daemon.log") })

@@ -28,6 +28,7 @@ import (
 // daemonCommand is the process behind `coppice mount`. People do not call it.
 func (a *app) daemonCommand() *cobra.Command {
 	var quota string
+	var lower []string
 	c := &cobra.Command{
 		Use:    "daemon",
 		Short:  "Keep the mounts of a cache alive (started by `coppice mount`)",
@@ -51,7 +52,7 @@ func (a *app) daemonCommand() *cobra.Command {
 			if shed != nil {
 				log.Warn("runs with more privileges than it needs", "error", shed)
 			}
-			err = runDaemon(c.Context(), dir, quota, log, func(err error) { _ = announce(ready, err) })
+			err = runDaemon(c.Context(), dir, quota, log, func(err error) { _ = announce(ready, err) }, lower...)
 			if err != nil {
 				log.Error("daemon failed", "error", err)
 			}
@@ -59,6 +60,7 @@ func (a *app) daemonCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&quota, "quota", "", "bound of the cache")
+	c.Flags().StringArrayVar(&lower, "cache-lower", nil, "lower cache")
 	return c
 }
 
@@ -78,7 +80,7 @@ func announce(w io.WriteCloser, err error) error {
 
 // runDaemon serves a cache's control socket until the last mount is gone or ctx ends. ready is
 // called once, when it answers or has failed to.
-func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready func(error)) error {
+func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready func(error), lower ...string) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	bytes, err := parseSize(quota)
@@ -91,7 +93,7 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 		ready(err)
 		return err
 	}
-	c, err := cache.Open(cache.Options{Dir: dir, QuotaBytes: bytes, Logger: log})
+	c, err := cache.Open(cache.Options{Dir: dir, QuotaBytes: bytes, Logger: log, Lower: lower})
 	if err != nil {
 		ready(err)
 		return err
@@ -158,6 +160,8 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("POST /cache", answer(d.cacheReport))
 	mux.HandleFunc("POST /misses", answer(d.misses))
 	mux.HandleFunc("POST /hydrate", d.hydrate)
+	d.handleArchive(mux)
+	d.handleCare(mux)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.Handle("/metrics", promhttp.HandlerFor(d.reg, promhttp.HandlerOpts{}))
@@ -219,7 +223,7 @@ const (
 )
 
 // reachDaemon connects to the cache's daemon, starting one if none runs.
-func reachDaemon(ctx context.Context, dir, quota string) (*daemonClient, error) {
+func reachDaemon(ctx context.Context, dir, quota string, lower ...string) (*daemonClient, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, namespace.E(namespace.KindOf(err), "create", dir, err)
 	}
@@ -229,7 +233,7 @@ func reachDaemon(ctx context.Context, dir, quota string) (*daemonClient, error) 
 		if err == nil || !namespace.IsKind(err, namespace.NotExist) {
 			return c, err
 		}
-		if last = startDaemon(dir, quota); last != nil && !namespace.IsKind(last, namespace.Exist) {
+		if last = startDaemon(dir, quota, lower...); last != nil && !namespace.IsKind(last, namespace.Exist) {
 			return nil, last
 		}
 		if last != nil { // another process has the cache: a daemon that starts or ends
@@ -244,7 +248,7 @@ func reachDaemon(ctx context.Context, dir, quota string) (*daemonClient, error) 
 }
 
 // startDaemon starts a daemon in a session of its own and waits until it answers or fails.
-func startDaemon(dir, quota string) error {
+func startDaemon(dir, quota string, lower ...string) error {
 	fail := func(err error) error { return namespace.E(namespace.Internal, "start daemon", dir, err) }
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -256,7 +260,11 @@ func startDaemon(dir, quota string) error {
 		return fail(err)
 	}
 	defer null.Close()
-	cmd := exec.Command("/proc/self/exe", "daemon", "--cache", dir, "--quota", quota)
+	args := []string{"daemon", "--cache", dir, "--quota", quota}
+	for _, l := range lower {
+		args = append(args, "--cache-lower", l)
+	}
+	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
