@@ -22,6 +22,7 @@ type checker struct {
 	ran     int    // version shown last; -1: none ever
 	before  int    // version shown before that
 	kept    bool   // that ran is active was kept
+	halted  bool   // ran nothing until the channel was halted
 	proven  uint32 // versions whose probes passed here
 	refuted uint32 // versions whose probes failed here last, or gave no verdict, or took it down
 	good    int    // version that was kept as proven last; -1: none
@@ -83,11 +84,21 @@ func (c *checker) keeps(old, s *endpoint.State) {
 		c.m.r.Reverts++
 		c.denied |= 1 << c.m.w.index(old.Active.Content)
 	}
+	if s.Active.Content != old.Active.Content && s.Active.Content != 0 {
+		c.above(c.m.w.index(s.Active.Content), "keeps as active")
+	}
 	want := c.m.w.index(s.Desired.Content)
 	if s.Phase == endpoint.Healthy && want == c.ran {
 		c.owes, c.off, c.hurry = false, time.Time{}, 0
 	} else if !c.owes && want != c.ran {
 		c.owes, c.owed = true, c.m.now
+	}
+}
+
+// above holds a version against the floor.
+func (c *checker) above(v int, does string) {
+	if o := c.record(); o != nil && c.content(v) < c.floor && len(o.Exception) == 0 {
+		c.fail("floor", "%s version %d with content %d, the floor is %d", does, v, c.content(v), c.floor)
 	}
 }
 
@@ -108,9 +119,9 @@ func (c *checker) content(v int) uint64 { return c.m.w.versions[v].Content }
 
 // pinned are the versions that a cache never drops: the active one and the one before.
 func (c *checker) pinned() (set uint32) {
-	for _, v := range []int{c.ran, c.good} {
-		if v >= 0 {
-			set |= 1 << v
+	for _, g := range []*endpoint.Generation{&c.m.disk.Active, &c.m.disk.LastGood} {
+		if !g.IsZero() {
+			set |= 1 << c.m.w.index(g.Content)
 		}
 	}
 	return set
@@ -121,6 +132,7 @@ func (c *checker) shows(v int) {
 	m := c.m
 	defer func() {
 		if v != c.ran {
+			c.halted = c.ran < 0 && c.record() != nil && c.record().Halt
 			c.before, c.ran, c.kept, c.shownAt = c.ran, v, false, m.now
 		}
 	}()
@@ -141,8 +153,8 @@ func (c *checker) shows(v int) {
 		c.fail("halt", "shows version %d without a record", v)
 		return
 	}
-	if allowed := len(o.Exception) > 0; c.content(v) < c.floor && !allowed {
-		c.fail("floor", "shows version %d with content %d, the floor is %d", v, c.content(v), c.floor)
+	if m.disk.Active.Content != c.content(v) { // else that was held against the floor when it was kept
+		c.above(v, "shows")
 	}
 	bad := c.ran >= 0 && c.proven&(1<<c.ran) == 0 || c.ran >= 0 && c.refuted&(1<<c.ran) != 0
 	if v == c.good && (bad || c.ran != c.good && m.ram.Phase == endpoint.Reverted) {
@@ -163,8 +175,8 @@ func (c *checker) leave(v int, o *offer.Offer) {
 		c.fail("halt", "changes to version %d before %s", v, o.NotBefore)
 	case !o.Expires.IsZero() && !local.Before(o.Expires):
 		c.fail("halt", "changes to version %d after %s, when its offer expired", v, o.Expires)
-	case v == c.good && c.ran != c.good && c.proven&(1<<max(c.ran, 0)) == 0:
-		return
+	case v == c.good && c.ran != c.good:
+		return // back to what was proven last, from what was not kept as proven
 	}
 	if why := c.forbids(o); why != "" {
 		c.fail("gate", "changes to version %d though %s", v, why)
@@ -178,7 +190,7 @@ func (c *checker) forbids(o *offer.Offer) string {
 	local := m.local()
 	skip := o.Severity == offer.Emergency // window, deferral, people, slot
 	hurry := c.hurry != 0 && c.hurry == c.seq
-	overdue := m.kind == laptop && (c.skewed || c.owes && m.now-c.owed >= 8*time.Hour)
+	overdue := m.kind == laptop && (c.skewed || c.owes && m.now-c.owed >= 8*time.Hour && local.Sub(m.f.ReachableSince) >= time.Hour)
 	if local.Before(c.off) && !c.skewed && !skip && !hurry && !overdue {
 		return "a person put it off"
 	}
@@ -243,7 +255,7 @@ func (c *checker) end() {
 		c.fail("converges", "%v", err)
 		return
 	}
-	if last.Halt && c.ran >= 0 && m.w.versions[c.ran].Target == last.Base {
+	if last.Halt && c.halted && !last.Base.IsZero() {
 		want = last.Base // it ran nothing when the halt came, and keeps what was there before
 	}
 	m.observe()
@@ -251,11 +263,11 @@ func (c *checker) end() {
 		m.r.Converged++
 		return
 	}
-	if m.disk.Phase == endpoint.Verifying && m.f.Serving == want.Manifest && c.lie("verify", want, last) == "" {
+	if m.disk.Phase == endpoint.Verifying && (m.f.Serving == want.Manifest || m.serving < 0) && c.lie("verify", want, last) == "" {
 		m.r.Waiting["proof"]++
 		return
 	}
-	x := endpoint.Explain(&m.ram, m.offer(), &m.f, m.p, m.local())
+	x := m.c.Explain(&m.ram, m.offer(), &m.f, m.p, m.local())
 	reasons := 0
 	for _, h := range x.Holds {
 		reasons++
@@ -265,7 +277,7 @@ func (c *checker) end() {
 		}
 	}
 	if reasons == 0 && len(x.Gates.Blocking) > 0 {
-		if reasons++; c.forbids(last) == "" {
+		if reasons++; c.forbids(last) == "" && !c.skewed {
 			c.fail("why", "%s: says that gates are closed (%v), but they are not", m.ram.Phase, x.Gates.Blocking)
 			return
 		}
@@ -298,9 +310,9 @@ func (c *checker) lie(gate string, want offer.Target, o *offer.Offer) string {
 	case "failed":
 		is = m.f.FetchFailed.Of == want.Manifest || m.f.ShowFailed.Of == want.Manifest || want.Content < c.floor || m.w.badOn(w, m.index) != fine || m.disk.Code == endpoint.Unhealthy
 	case "fetch":
-		is = m.fetching || m.f.Link == policy.Metered && o.Severity != offer.Critical && o.Severity != offer.Emergency
+		is = m.fetching || m.serving < 0 || m.f.Link == policy.Metered && o.Severity != offer.Critical && o.Severity != offer.Emergency
 	case "verify":
-		is = m.now-c.shownAt < time.Hour && c.ran >= 0
+		is = c.ran >= 0 && (m.now-c.shownAt < time.Hour || m.w.badOn(c.ran, m.index) != fine)
 	}
 	if !is {
 		return "that is not so"

@@ -121,17 +121,23 @@ func (m *machine) ask() {
 	}
 }
 
+// loopsMax is how often a version takes a machine down; then its user has found a way to work.
+const loopsMax = 12
+
 // goWrong does one of the rarer things.
 func (m *machine) goWrong() {
 	if m.asleep {
 		return
 	}
-	if m.serving >= 0 && m.w.badOn(m.serving, m.index) == restarts {
+	if m.serving >= 0 && m.w.badOn(m.serving, m.index) == restarts && m.loops < loopsMax {
+		m.loops++
 		m.reboot("the version takes the machine down")
 		m.at[fault] = m.now + m.dice.between(40*time.Second, 90*time.Second)
 		return
 	}
 	if m.now >= quiet {
+		m.skew = 0 // somebody sets the clock at last
+		m.think(nil)
 		return
 	}
 	m.at[fault] = m.now + m.dice.between(time.Hour, 10*time.Hour)
@@ -154,6 +160,7 @@ func (m *machine) goWrong() {
 			m.skew = 0
 		}
 		m.check.skewed = true
+		m.at[fault] = min(m.at[fault], max(quiet, m.now))
 		m.trace("the clock is off by %s", m.skew)
 		m.think(nil)
 	case 4:

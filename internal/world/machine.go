@@ -61,7 +61,7 @@ type machine struct {
 
 	snap  snapshot
 	check checker
-	seen  uint64 // decisions today
+	loops int // restarts by a bad version today
 }
 
 // snapshot is a copy of a machine, to be put back later.
@@ -283,7 +283,6 @@ func (m *machine) think(o *offer.Offer) {
 		m.observe()
 		d := m.c.Plan(&m.ram, o, &m.f, m.p, m.local())
 		m.r.Decisions++
-		m.seen++
 		if m.crashes() {
 			m.crash("before keeping")
 			return

@@ -88,7 +88,8 @@ type view struct {
 }
 
 func (pl *planner) plan(s *State, o *offer.Offer, f *Facts, p *policy.Policy, now time.Time) Decision {
-	v := newView(s, o, f, p, now)
+	var v view
+	v.look(s, o, f, p, now)
 	r := match(pl.rows, s.Phase, v.conditions())
 	d := Decision{State: *s}
 	if r.to != stay {
@@ -112,14 +113,19 @@ func (pl *planner) plan(s *State, o *offer.Offer, f *Facts, p *policy.Policy, no
 }
 
 func newView(s *State, o *offer.Offer, f *Facts, p *policy.Policy, now time.Time) *view {
-	v := &view{s: s, o: o, f: f, now: now}
+	v := new(view)
+	v.look(s, o, f, p, now)
+	return v
+}
+
+func (v *view) look(s *State, o *offer.Offer, f *Facts, p *policy.Policy, now time.Time) {
+	v.s, v.o, v.f, v.now = s, o, f, now
 	sev := offer.Routine
 	if o != nil {
 		sev = o.Severity
 	}
 	v.e = p.For(sev)
 	v.q = policy.Question{Facts: &f.Facts, Pending: s.Pending, Staged: s.Ready, Deferred: s.Deferred, Hurry: s.Hurry}
-	return v
 }
 
 // conditions finds out what is true. Gates are asked in the phases that look at them only.
@@ -140,7 +146,7 @@ func (v *view) conditions() (c cond) {
 	set(back, s.Desired.Manifest == s.LastGood.Manifest)
 	set(denied, s.denied(&s.Trying.Manifest))
 	set(sunk, !v.permits(&s.Trying))
-	set(frozen, v.frozen() != "")
+	set(frozen, v.hold() != free)
 	set(early, v.o != nil && v.now.Before(v.o.NotBefore))
 	set(here, f.Here == s.Trying.Manifest && !s.Trying.IsZero())
 	set(due, !s.Retry.IsZero() && !v.now.Before(s.Retry))
@@ -193,21 +199,32 @@ func (v *view) permits(g *Generation) bool {
 	return g.Content >= v.s.Floor || v.o != nil && v.o.Seq == v.s.Seq && len(v.o.Exception) > 0 && g.Manifest == v.s.Desired.Manifest
 }
 
-// frozen returns why nothing may change at all, "" if it may.
-func (v *view) frozen() string {
+// hold is why nothing may change at all.
+type hold uint8
+
+const (
+	free hold = iota
+	nameless
+	unconfirmed
+	recordless
+	halted
+	expired
+)
+
+func (v *view) hold() hold {
 	switch o := v.o; {
 	case v.f.ID == "":
-		return "the endpoint has no id"
+		return nameless
 	case v.s.Unconfirmed:
-		return "the machine was put back to an earlier state, and the origin has not been reached since"
+		return unconfirmed
 	case o == nil || o.Seq < v.s.Seq:
-		return "the record of the channel is not at hand"
+		return recordless
 	case o.Halt && !v.s.Active.IsZero():
-		return "the channel is halted: " + o.Reason
+		return halted
 	case !o.Expires.IsZero() && !v.now.Before(o.Expires):
-		return "the offer has expired"
+		return expired
 	}
-	return ""
+	return free
 }
 
 // refutation returns why the active generation is not proven and will not be, "" while it may be.
