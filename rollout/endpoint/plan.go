@@ -16,6 +16,7 @@ type Facts struct {
 	Serving namespace.Digest // the manifest that is mounted; zero: none
 	Here    namespace.Digest // the manifest fetched ahead, if all of its content is here; zero: none
 	Boot    uint64           // differs after each restart of the machine; not 0
+	Awake   time.Duration    // how long the machine has been awake in this boot (CLOCK_MONOTONIC)
 	// Machine differs after the machine was put back to an earlier state (a virtual machine's
 	// generation id); 0: cannot be told. Confirmed: since then the origin itself, not a cache,
 	// has answered, and the offer is what it said.
@@ -233,12 +234,18 @@ func (v *view) refutation() string {
 	switch {
 	case f.Probe.Failed && f.Probe.Of == s.Active.Manifest && f.Probe.Attempt == s.Attempt:
 		return "probe failed: " + f.Probe.Reason
-	case !v.now.Before(s.Began.Add(time.Duration(*v.e.Settings.Verify.Within))):
+	case f.Boot == s.Boot && v.timeLeft(s) <= 0:
 		return "no verdict in time"
 	case s.Boots > *v.e.Settings.Verify.Boots:
 		return "the machine restarted again and again"
 	}
 	return ""
+}
+
+// timeLeft returns how long the proof may still take. It is counted on the clock that stands still
+// while the machine sleeps, and that nobody sets: a closed lid proves nothing against a version.
+func (v *view) timeLeft(s *State) time.Duration {
+	return time.Duration(*v.e.Settings.Verify.Within) - (v.f.Awake - s.Began)
 }
 
 // fallback reports whether there is something to go back to.
@@ -268,10 +275,10 @@ func (v *view) apply(then effect, s *State) {
 			s.Active = s.Staged
 			s.Staged, s.Ready = Generation{}, time.Time{}
 		}
-		s.Began, s.Boot, s.Boots = v.now, v.f.Boot, 0
+		s.Began, s.Boot, s.Boots = v.f.Awake, v.f.Boot, 0
 		s.Attempt++
 	case countBoot:
-		s.Boot = v.f.Boot
+		s.Boot, s.Began = v.f.Boot, v.f.Awake
 		s.Boots++
 		s.Attempt++
 	case prove:
@@ -326,7 +333,7 @@ func (v *view) accept(s *State) {
 // rebase takes what was noted by a clock that ran ahead as noted now.
 func (v *view) rebase(s *State) {
 	s.Since = v.now
-	for _, t := range []*time.Time{&s.Pending, &s.Ready, &s.Began} {
+	for _, t := range []*time.Time{&s.Pending, &s.Ready} {
 		if t.After(v.now) {
 			*t = v.now
 		}
@@ -361,7 +368,7 @@ func (v *view) wake(s *State) (at time.Time) {
 	case Failed:
 		take(s.Retry)
 	case Verifying:
-		take(s.Began.Add(time.Duration(*v.e.Settings.Verify.Within)))
+		take(v.now.Add(v.timeLeft(s)))
 	case Prefetching:
 		if t, _ := v.e.Deadline(&v.q); !t.IsZero() {
 			take(t)
