@@ -313,6 +313,10 @@ func (c *checker) end() {
 		m.r.Converged++
 		return
 	}
+	if p := m.ram.Phase; m.f.Serving == want.Manifest && (p == endpoint.Prefetching || p == endpoint.Staged || p == endpoint.Gated) {
+		c.fail("converges", "waits in phase %s for what it has", p)
+		return
+	}
 	if m.disk.Phase == endpoint.Verifying && (m.f.Serving == want.Manifest || m.serving < 0) && c.lie("verify", want, last) == "" {
 		m.r.Waiting["proof"]++
 		return
@@ -362,7 +366,8 @@ func (c *checker) lie(gate string, want offer.Target, o *offer.Offer) string {
 	case "notBefore":
 		is = m.local().Before(o.NotBefore)
 	case "failed":
-		is = m.f.FetchFailed.Of == want.Manifest || m.f.ShowFailed.Of == want.Manifest || want.Content < c.floor ||
+		soon := m.disk.Retry.Before(m.local().Add(2 * endpoint.RetryMax))
+		is = soon && m.f.FetchFailed.Of == want.Manifest || soon && m.f.ShowFailed.Of == want.Manifest || want.Content < c.floor ||
 			m.disk.Code == endpoint.Unhealthy && m.w.badOn(c.ran, m.index) != fine && !c.canGoBack()
 	case "fetch":
 		is = m.content&(1<<w) == 0 && m.fetching || m.serving < 0 || m.f.Link == policy.Metered && o.Severity != offer.Critical && o.Severity != offer.Emergency
