@@ -104,9 +104,9 @@ func TestCheckersCatch(t *testing.T) {
 		}}},
 		"acts before it keeps": {"halt", Config{Forgetful: true}},
 	} {
-		c.config.Endpoints, c.config.Seeds = 50, 10
+		c.config.Endpoints, c.config.Seeds = 50, 4
 		found := false
-		for c.config.Seed = 1; c.config.Seed < 400 && !found; c.config.Seed += 10 {
+		for c.config.Seed = 1; c.config.Seed < 400 && !found; c.config.Seed += 4 {
 			r, err := Run(c.config)
 			if err != nil {
 				t.Fatal(err)

@@ -25,7 +25,7 @@ var harmless = map[string]string{
 
 // TestEveryRowIsNeeded takes each row of the table away, and looks whether the world notices.
 func TestEveryRowIsNeeded(t *testing.T) {
-	needed, idle := uint64(240), uint64(40) // seeds that a row gets to be missed
+	needed, idle := uint64(240), uint64(8) // seeds that a row gets to be missed
 	if os.Getenv("COPPICE_TEST_LONG") != "" {
 		needed, idle = 2000, 2000
 	}
