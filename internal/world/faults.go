@@ -14,6 +14,7 @@ func (m *machine) fetchEnds() {
 	case m.f.Link == policy.OfflineLink || m.now < quiet && m.dice.one(20):
 		code := []endpoint.Code{endpoint.Unreachable, endpoint.NotFound, endpoint.BadContent, endpoint.NoFit}[m.dice.in(4)]
 		m.f.FetchFailed = endpoint.Failure{Of: m.fetch.Target.Manifest, Attempt: m.fetch.Attempt, At: m.local(), Code: code, Detail: "world"}
+		m.check.fails(0, v)
 		m.trace("fetch of %d fails: %s", v, code)
 	default:
 		m.content |= 1 << v
@@ -38,7 +39,6 @@ func (m *machine) probeEnds() {
 		v.Passed = true
 		m.check.passes(m.serving)
 	}
-	m.check.verdict(m.serving, v.Passed)
 	m.trace("probe of %d: %t", m.serving, v.Passed)
 	m.f.Probe = v
 	m.think(nil)
@@ -49,6 +49,8 @@ func (m *machine) sleep() {
 	m.asleep = !m.asleep
 	if !m.asleep {
 		m.trace("wakes")
+		m.slept += m.now - m.dozed
+		m.check.began += m.now - m.dozed
 		if m.at[poll] > m.now+time.Minute {
 			m.at[poll] = m.now + m.dice.between(0, time.Minute)
 		}
@@ -62,6 +64,7 @@ func (m *machine) sleep() {
 		m.asleep = false
 		return
 	}
+	m.dozed = m.now
 	until := m.now + m.dice.between(time.Minute, 8*time.Hour)
 	if m.dice.one(8) {
 		until, m.away = dayEnd, true
@@ -99,9 +102,14 @@ func (m *machine) ask() {
 	if m.asleep {
 		return
 	}
+	m.at[person] = m.now + m.dice.between(time.Hour, 12*time.Hour)
 	var s endpoint.State
 	var err error
-	if m.dice.one(2) {
+	if t := &m.ram.Desired; m.ram.Phase == endpoint.Reverted && m.dice.one(2) {
+		if s, err = m.ram.Allow(t.Manifest); err == nil {
+			m.check.allows(m.w.index(t.Content))
+		}
+	} else if m.dice.one(2) {
 		if s, err = m.ram.HurryUp(m.local()); err == nil {
 			m.check.hurried()
 		}
@@ -121,17 +129,23 @@ func (m *machine) ask() {
 	}
 }
 
+// loopsMax is how often a version takes a machine down; then its user has found a way to work.
+const loopsMax = 12
+
 // goWrong does one of the rarer things.
 func (m *machine) goWrong() {
 	if m.asleep {
 		return
 	}
-	if m.serving >= 0 && m.w.badOn(m.serving, m.index) == restarts {
+	if m.serving >= 0 && m.w.badOn(m.serving, m.index) == restarts && m.loops < loopsMax {
+		m.loops++
 		m.reboot("the version takes the machine down")
 		m.at[fault] = m.now + m.dice.between(40*time.Second, 90*time.Second)
 		return
 	}
 	if m.now >= quiet {
+		m.skew = 0 // somebody sets the clock at last
+		m.think(nil)
 		return
 	}
 	m.at[fault] = m.now + m.dice.between(time.Hour, 10*time.Hour)
@@ -154,6 +168,7 @@ func (m *machine) goWrong() {
 			m.skew = 0
 		}
 		m.check.skewed = true
+		m.at[fault] = min(m.at[fault], max(quiet, m.now))
 		m.trace("the clock is off by %s", m.skew)
 		m.think(nil)
 	case 4:
@@ -187,6 +202,7 @@ func (m *machine) putBack() {
 // forgetWork drops what only the agent's memory knew.
 func (m *machine) forgetWork() {
 	m.fetching, m.asking, m.probing = false, false, false
+	m.check.failed[0].at, m.check.failed[1].at = 0, 0
 	m.at[fetched], m.at[granted], m.at[probed], m.at[wake] = never, never, never, never
 	m.f.FetchFailed, m.f.ShowFailed, m.f.Probe, m.f.Slot = endpoint.Failure{}, endpoint.Failure{}, endpoint.Verdict{}, policy.Slot{}
 }
@@ -210,10 +226,14 @@ func (m *machine) crash(why string) {
 // reboot restarts the machine.
 func (m *machine) reboot(why string) {
 	m.r.Crashes++
+	if m.serving >= 0 {
+		m.check.boots++
+	}
 	m.trace("restarts: %s", why)
 	m.ram = m.disk
 	m.forgetWork()
 	m.f.Boot++
+	m.booted, m.slept = m.now, 0
 	m.serving = -1
 	m.at[wake] = m.now + m.dice.between(10*time.Second, 2*time.Minute)
 }

@@ -59,9 +59,11 @@ type machine struct {
 	fetch, probe     endpoint.Action
 	probing, lost    bool // lost: the pool's answer will not come
 
-	snap  snapshot
-	check checker
-	seen  uint64 // decisions today
+	snap                 snapshot
+	check                checker
+	booted, dozed, slept time.Duration // slept: since booted
+
+	loops int // restarts by a bad version today
 }
 
 // snapshot is a copy of a machine, to be put back later.
@@ -283,7 +285,6 @@ func (m *machine) think(o *offer.Offer) {
 		m.observe()
 		d := m.c.Plan(&m.ram, o, &m.f, m.p, m.local())
 		m.r.Decisions++
-		m.seen++
 		if m.crashes() {
 			m.crash("before keeping")
 			return
@@ -314,6 +315,7 @@ func (m *machine) think(o *offer.Offer) {
 			again = again || d.Do.Verb == endpoint.Show || d.Do.Verb == endpoint.Release
 		}
 		if !again {
+			m.check.idle()
 			return
 		}
 	}
@@ -326,7 +328,7 @@ func (m *machine) think(o *offer.Offer) {
 
 // observe measures the facts that the machine's own state decides.
 func (m *machine) observe() {
-	m.f.Serving, m.f.Here = namespace.Digest{}, namespace.Digest{}
+	m.f.Serving, m.f.Here, m.f.Awake = namespace.Digest{}, namespace.Digest{}, m.now-m.booted-m.slept
 	if m.serving >= 0 {
 		m.f.Serving = m.w.versions[m.serving].Manifest
 	}
@@ -340,6 +342,7 @@ func (m *machine) do(a *endpoint.Action) bool {
 	switch a.Verb {
 	case endpoint.Fetch:
 		if !m.fetching || m.fetch.Attempt != a.Attempt {
+			m.check.again(0, m.w.index(a.Target.Content))
 			m.fetching, m.fetch = true, *a
 			m.at[fetched] = m.now + m.dice.between(time.Second, 10*time.Minute)
 		}
@@ -367,7 +370,9 @@ func (m *machine) show(a *endpoint.Action) bool {
 		return false
 	}
 	v := m.w.index(a.Target.Content)
+	m.check.again(1, v)
 	if m.now < quiet && m.dice.one(40) {
+		m.check.fails(1, v)
 		m.trace("showing %d fails", v)
 		m.f.ShowFailed = endpoint.Failure{Of: a.Target.Manifest, Attempt: a.Attempt, At: m.local(), Code: endpoint.Unshown, Detail: "world"}
 		return true

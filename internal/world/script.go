@@ -162,12 +162,12 @@ func (s *script) publish(c *common, d *dice) {
 	}
 	add(0, offer.Offer{Target: release(), Floor: 1, Severity: offer.Routine})
 	at := time.Hour
-	for n := 2 + d.in(4); n > 0 && at < offersEnd; n-- {
+	for n := 2 + d.in(6); n > 0 && at < offersEnd; n-- {
 		last := s.offers[len(s.offers)-1].Offer
 		sev := offer.Severities()[d.in(4)]
 		o := offer.Offer{Target: last.Target, Base: last.Base, Floor: last.Floor, Severity: sev, Reason: "world"}
-		switch d.in(8) {
-		case 0: // back to any earlier version, with the exception if it must be
+		switch d.in(10) {
+		case 0, 5: // back to any earlier version, with the exception if it must be
 			o.Target, o.Base = s.versions[d.in(len(s.versions))].Target, offer.Target{}
 			o.RollbackOf = last.Seq
 			if o.Target.Content < o.Floor {

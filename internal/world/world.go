@@ -29,6 +29,9 @@ import (
 // PlanFunc decides; [endpoint.Plan], or a broken variant of it that a checker must catch.
 type PlanFunc func(s *endpoint.State, o *offer.Offer, f *endpoint.Facts, p *policy.Policy, now time.Time) endpoint.Decision
 
+// ExplainFunc gives reasons; [endpoint.Explain], or one that lies.
+type ExplainFunc func(s *endpoint.State, o *offer.Offer, f *endpoint.Facts, p *policy.Policy, now time.Time) endpoint.Explanation
+
 // Config says what to simulate.
 type Config struct {
 	Seed      uint64
@@ -36,6 +39,7 @@ type Config struct {
 	Endpoints int // machines in each
 	Only      int // the one machine to run, counted from 1; 0: all
 	Plan      PlanFunc
+	Explain   ExplainFunc
 	Trace     io.Writer // what each machine does, line by line; nil: nothing
 	// Forgetful machines do not keep what they should: a broken shell, for the checkers' sake.
 	Forgetful bool
@@ -77,6 +81,9 @@ const violationsMax = 200
 func Run(c Config) (*Result, error) {
 	if c.Plan == nil {
 		c.Plan = endpoint.Plan
+	}
+	if c.Explain == nil {
+		c.Explain = endpoint.Explain
 	}
 	c.Seeds = max(c.Seeds, 1)
 	var (

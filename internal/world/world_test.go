@@ -17,7 +17,7 @@ var (
 // TestDay: a day of many machines, in many worlds; all sentences hold. With -seed, that world; with
 // -machine, its diary.
 func TestDay(t *testing.T) {
-	c := Config{Seed: 1, Seeds: 40, Endpoints: 500}
+	c := Config{Seed: 1, Seeds: 40, Endpoints: 100}
 	if os.Getenv("COPPICE_TEST_LONG") != "" {
 		c = Config{Seed: uint64(time.Now().UnixNano()), Seeds: 200, Endpoints: 10_000}
 	}

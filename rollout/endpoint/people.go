@@ -29,7 +29,7 @@ func (x *Explanation) Done() bool { return x.Phase == Healthy && len(x.Holds) ==
 func Explain(s *State, o *offer.Offer, f *Facts, p *policy.Policy, now time.Time) Explanation {
 	v := newView(s, o, f, p, now)
 	x := Explanation{Phase: s.Phase, Desired: s.Desired, Active: s.Active}
-	hold := func(name, why string, until time.Time) {
+	block := func(name, why string, until time.Time) {
 		x.Holds = append(x.Holds, policy.Blocking{Gate: name, Why: why, Until: until, By: policy.Setting{Origin: policy.Origin{Layer: "offer", Seq: s.Seq}}})
 	}
 	if s.Active.Manifest == s.Desired.Manifest && !s.Active.IsZero() && (s.Phase == Healthy || s.Phase == Verifying) {
@@ -39,31 +39,31 @@ func Explain(s *State, o *offer.Offer, f *Facts, p *policy.Policy, now time.Time
 		return x
 	}
 	if s.Desired.IsZero() {
-		hold("offer", "nothing has been offered", time.Time{})
+		block("offer", "nothing has been offered", time.Time{})
 	}
-	if why := v.frozen(); why != "" {
-		hold("frozen", why, time.Time{})
+	if v.hold() != free {
+		block("frozen", v.frozen(), time.Time{})
 	}
 	if o != nil && now.Before(o.NotBefore) {
-		hold("notBefore", "not before "+stamp(o.NotBefore), o.NotBefore)
+		block("notBefore", "not before "+stamp(o.NotBefore), o.NotBefore)
 	}
 	if d, is := s.Denial(s.Desired.Manifest); is {
-		hold("denied", fmt.Sprintf("%s failed here on %s: %s", d.Version, stamp(d.At), d.Reason), time.Time{})
+		block("denied", fmt.Sprintf("%s failed here on %s: %s", d.Version, stamp(d.At), d.Reason), time.Time{})
 	}
 	desired := s.Desired
 	if !desired.IsZero() && !v.permits(&desired) {
-		hold("floor", fmt.Sprintf("%s has content %d, below the floor %d", desired.Version, desired.Content, s.Floor), time.Time{})
+		block("floor", fmt.Sprintf("%s has content %d, below the floor %d", desired.Version, desired.Content, s.Floor), time.Time{})
 	}
 	switch {
 	case s.Phase == Failed:
-		hold("failed", string(s.Code)+": "+s.Detail, s.Retry)
-	case s.Phase == Prefetching && v.frozen() != "":
+		block("failed", string(s.Code)+": "+s.Detail, s.Retry)
+	case s.Phase == Prefetching && v.hold() != free:
 	case s.Phase == Prefetching && !v.e.MayFetch(&v.q, now):
-		hold("fetch", "the policy does not let content come over the link: "+f.Link.String(), time.Time{})
+		block("fetch", "the policy does not let content come over the link: "+f.Link.String(), time.Time{})
 	case s.Phase == Prefetching:
-		hold("fetch", "its content is being fetched", time.Time{})
+		block("fetch", "its content is being fetched", time.Time{})
 	case s.Phase == Verifying:
-		hold("verify", s.Active.Version.String()+" must prove itself first", v.wake(s))
+		block("verify", s.Active.Version.String()+" must prove itself first", v.wake(s))
 	}
 	var notBefore, expires time.Time
 	if o != nil {
@@ -75,6 +75,23 @@ func Explain(s *State, o *offer.Offer, f *Facts, p *policy.Policy, now time.Time
 		x.Sentence = x.Holds[0].Why
 	}
 	return x
+}
+
+// frozen says why nothing may change at all, for people.
+func (v *view) frozen() string {
+	switch v.hold() {
+	case nameless:
+		return "the endpoint has no id"
+	case unconfirmed:
+		return "the machine was put back to an earlier state, and the origin has not been reached since"
+	case recordless:
+		return "the record of the channel is not at hand"
+	case halted:
+		return "the channel is halted: " + v.o.Reason
+	case expired:
+		return "the offer expired on " + stamp(v.o.Expires)
+	}
+	return ""
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }

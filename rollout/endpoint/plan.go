@@ -16,6 +16,7 @@ type Facts struct {
 	Serving namespace.Digest // the manifest that is mounted; zero: none
 	Here    namespace.Digest // the manifest fetched ahead, if all of its content is here; zero: none
 	Boot    uint64           // differs after each restart of the machine; not 0
+	Awake   time.Duration    // how long the machine has been awake in this boot (CLOCK_MONOTONIC)
 	// Machine differs after the machine was put back to an earlier state (a virtual machine's
 	// generation id); 0: cannot be told. Confirmed: since then the origin itself, not a cache,
 	// has answered, and the offer is what it said.
@@ -88,7 +89,8 @@ type view struct {
 }
 
 func (pl *planner) plan(s *State, o *offer.Offer, f *Facts, p *policy.Policy, now time.Time) Decision {
-	v := newView(s, o, f, p, now)
+	var v view
+	v.look(s, o, f, p, now)
 	r := match(pl.rows, s.Phase, v.conditions())
 	d := Decision{State: *s}
 	if r.to != stay {
@@ -112,14 +114,19 @@ func (pl *planner) plan(s *State, o *offer.Offer, f *Facts, p *policy.Policy, no
 }
 
 func newView(s *State, o *offer.Offer, f *Facts, p *policy.Policy, now time.Time) *view {
-	v := &view{s: s, o: o, f: f, now: now}
+	v := new(view)
+	v.look(s, o, f, p, now)
+	return v
+}
+
+func (v *view) look(s *State, o *offer.Offer, f *Facts, p *policy.Policy, now time.Time) {
+	v.s, v.o, v.f, v.now = s, o, f, now
 	sev := offer.Routine
 	if o != nil {
 		sev = o.Severity
 	}
 	v.e = p.For(sev)
 	v.q = policy.Question{Facts: &f.Facts, Pending: s.Pending, Staged: s.Ready, Deferred: s.Deferred, Hurry: s.Hurry}
-	return v
 }
 
 // conditions finds out what is true. Gates are asked in the phases that look at them only.
@@ -140,7 +147,7 @@ func (v *view) conditions() (c cond) {
 	set(back, s.Desired.Manifest == s.LastGood.Manifest)
 	set(denied, s.denied(&s.Trying.Manifest))
 	set(sunk, !v.permits(&s.Trying))
-	set(frozen, v.frozen() != "")
+	set(frozen, v.hold() != free)
 	set(early, v.o != nil && v.now.Before(v.o.NotBefore))
 	set(here, f.Here == s.Trying.Manifest && !s.Trying.IsZero())
 	set(due, !s.Retry.IsZero() && !v.now.Before(s.Retry))
@@ -193,21 +200,32 @@ func (v *view) permits(g *Generation) bool {
 	return g.Content >= v.s.Floor || v.o != nil && v.o.Seq == v.s.Seq && len(v.o.Exception) > 0 && g.Manifest == v.s.Desired.Manifest
 }
 
-// frozen returns why nothing may change at all, "" if it may.
-func (v *view) frozen() string {
+// hold is why nothing may change at all.
+type hold uint8
+
+const (
+	free hold = iota
+	nameless
+	unconfirmed
+	recordless
+	halted
+	expired
+)
+
+func (v *view) hold() hold {
 	switch o := v.o; {
 	case v.f.ID == "":
-		return "the endpoint has no id"
+		return nameless
 	case v.s.Unconfirmed:
-		return "the machine was put back to an earlier state, and the origin has not been reached since"
+		return unconfirmed
 	case o == nil || o.Seq < v.s.Seq:
-		return "the record of the channel is not at hand"
+		return recordless
 	case o.Halt && !v.s.Active.IsZero():
-		return "the channel is halted: " + o.Reason
+		return halted
 	case !o.Expires.IsZero() && !v.now.Before(o.Expires):
-		return "the offer has expired"
+		return expired
 	}
-	return ""
+	return free
 }
 
 // refutation returns why the active generation is not proven and will not be, "" while it may be.
@@ -216,12 +234,18 @@ func (v *view) refutation() string {
 	switch {
 	case f.Probe.Failed && f.Probe.Of == s.Active.Manifest && f.Probe.Attempt == s.Attempt:
 		return "probe failed: " + f.Probe.Reason
-	case !v.now.Before(s.Began.Add(time.Duration(*v.e.Settings.Verify.Within))):
+	case f.Boot == s.Boot && v.timeLeft(s) <= 0:
 		return "no verdict in time"
 	case s.Boots > *v.e.Settings.Verify.Boots:
 		return "the machine restarted again and again"
 	}
 	return ""
+}
+
+// timeLeft returns how long the proof may still take. It is counted on the clock that stands still
+// while the machine sleeps, and that nobody sets: a closed lid proves nothing against a version.
+func (v *view) timeLeft(s *State) time.Duration {
+	return time.Duration(*v.e.Settings.Verify.Within) - (v.f.Awake - s.Began)
 }
 
 // fallback reports whether there is something to go back to.
@@ -251,10 +275,10 @@ func (v *view) apply(then effect, s *State) {
 			s.Active = s.Staged
 			s.Staged, s.Ready = Generation{}, time.Time{}
 		}
-		s.Began, s.Boot, s.Boots = v.now, v.f.Boot, 0
+		s.Began, s.Boot, s.Boots = v.f.Awake, v.f.Boot, 0
 		s.Attempt++
 	case countBoot:
-		s.Boot = v.f.Boot
+		s.Boot, s.Began = v.f.Boot, v.f.Awake
 		s.Boots++
 		s.Attempt++
 	case prove:
@@ -309,7 +333,7 @@ func (v *view) accept(s *State) {
 // rebase takes what was noted by a clock that ran ahead as noted now.
 func (v *view) rebase(s *State) {
 	s.Since = v.now
-	for _, t := range []*time.Time{&s.Pending, &s.Ready, &s.Began} {
+	for _, t := range []*time.Time{&s.Pending, &s.Ready} {
 		if t.After(v.now) {
 			*t = v.now
 		}
@@ -344,7 +368,7 @@ func (v *view) wake(s *State) (at time.Time) {
 	case Failed:
 		take(s.Retry)
 	case Verifying:
-		take(s.Began.Add(time.Duration(*v.e.Settings.Verify.Within)))
+		take(v.now.Add(v.timeLeft(s)))
 	case Prefetching:
 		if t, _ := v.e.Deadline(&v.q); !t.IsZero() {
 			take(t)

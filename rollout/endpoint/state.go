@@ -149,9 +149,9 @@ type State struct {
 	Tries   int       `json:"tries,omitzero"`   // failures of Trying so far
 	Retry   time.Time `json:"retry,omitzero"`   // not before
 
-	Began time.Time `json:"began,omitzero"` // of Verifying
-	Boot  uint64    `json:"boot,omitzero"`  // id of the boot that Verifying saw last
-	Boots int       `json:"boots,omitzero"` // restarts while Verifying
+	Began time.Duration `json:"began,omitzero"` // Facts.Awake when Verifying began, in this boot
+	Boot  uint64        `json:"boot,omitzero"`  // id of the boot that Verifying saw last
+	Boots int           `json:"boots,omitzero"` // restarts while Verifying
 
 	Denied []Denial `json:"denied,omitempty"` // never changed in place
 	// Unconfirmed: the machine was put back to an earlier state, and this memory with it. Until

@@ -132,6 +132,11 @@ var table = []row{
 	{in: anywhere, when: newer, to: stay, then: accept},
 	{in: anywhere, when: confirmed, to: stay, then: trust},
 
+	// Before what did not prove itself is shown again.
+	{in: in(Verifying), when: restarted, to: stay, then: countBoot},
+	{in: in(Verifying), when: refuted | fallback, to: Reverted, then: revert, do: Show},
+	{in: in(Verifying), when: refuted, to: Failed, then: doubt},
+
 	// What is said to be active is shown, whatever else is going on: after a boot, after a crash
 	// in the middle of a swap.
 	{in: anywhere &^ in(Idle, Activating), unless: shown | stuck, to: stay, do: Show},
@@ -171,9 +176,6 @@ var table = []row{
 	{in: in(Activating), when: open, unless: holds, to: stay, do: Show},
 	{in: in(Activating), to: Gated},
 
-	{in: in(Verifying), when: restarted, to: stay, then: countBoot},
-	{in: in(Verifying), when: refuted | fallback, to: Reverted, then: revert, do: Show},
-	{in: in(Verifying), when: refuted, to: Failed, then: doubt},
 	{in: in(Verifying), when: passed, to: Healthy, then: prove},
 	{in: in(Verifying), when: moved | back, to: Superseded},
 	{in: in(Verifying), to: stay, do: Probe},

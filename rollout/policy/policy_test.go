@@ -402,7 +402,7 @@ func TestWhenIsBounded(t *testing.T) {
 			t.Errorf("%s of type %s: %v", n, types[i], err)
 			continue
 		}
-		if err := w.Ask(&Inputs{calm(), "routine", time.Time{}, monday}); err != nil {
+		if err := w.Ask(&Inputs{*calm(), "routine", time.Time{}, monday}); err != nil {
 			t.Errorf("%s: %v", n, err)
 		}
 	}

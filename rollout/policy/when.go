@@ -121,7 +121,7 @@ func (sizes) EstimateSize(n cost.AstNode) *cost.SizeEstimate {
 
 // Inputs are the values of an expression's variables.
 type Inputs struct {
-	Question *Question
+	Question Question // a copy, so that asking the gates allocates only where there is an expression
 	Severity string
 	Deadline time.Time
 	Now      time.Time
@@ -129,7 +129,7 @@ type Inputs struct {
 
 func (e *Effective) inputs(q *Question, now time.Time) *Inputs {
 	at, _ := e.Deadline(q)
-	return &Inputs{q, string(e.severity), at, now}
+	return &Inputs{*q, string(e.severity), at, now}
 }
 
 // Parent implements cel.Activation: there is none.
