@@ -88,6 +88,9 @@ func newSuper(dev int, o Options) (int, error) {
 	if !o.AllowDev {
 		attr |= unix.MOUNT_ATTR_NODEV
 	}
+	if o.DenyExec {
+		attr |= unix.MOUNT_ATTR_NOEXEC
+	}
 	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attr)
 }
 

@@ -34,6 +34,7 @@ type mountRequest struct {
 	Poll      time.Duration `json:"poll"`
 	AllowSuid bool          `json:"allow_suid,omitempty"`
 	AllowDev  bool          `json:"allow_dev,omitempty"`
+	DenyExec  bool          `json:"deny_exec,omitempty"`
 	Hydrate   bool          `json:"hydrate,omitempty"`
 	RunDir    string        `json:"run_dir"`
 	// Transport says how the origin proves itself, and this endpoint itself to it.

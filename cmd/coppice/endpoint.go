@@ -88,7 +88,7 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 	}
 	e.server, err = fusefs.Mount(ctx, fusefs.Options{
 		Dir: req.Dir, Source: e.view, RunDir: filepath.Join(req.RunDir, "fuse"), Name: req.Target,
-		AllowSuid: req.AllowSuid, AllowDev: req.AllowDev, Logger: e.log,
+		AllowSuid: req.AllowSuid, AllowDev: req.AllowDev, DenyExec: req.DenyExec, Logger: e.log,
 	})
 	if err != nil {
 		return nil, "", err

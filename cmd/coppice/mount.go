@@ -21,11 +21,11 @@ import (
 )
 
 type mountFlags struct {
-	foreground, suid, dev, hydrate bool
-	poll                           time.Duration
-	quota, trust                   string
-	links, class, proxy            string
-	lower                          []string
+	foreground, suid, dev, noExec, hydrate bool
+	poll                                   time.Duration
+	quota, trust                           string
+	links, class, proxy                    string
+	lower                                  []string
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -44,7 +44,8 @@ and the rest fails at once; coppice cache misses lists it. What a link is used f
 vpn, internet, metered), is said by --links.
 
 At first contact with an origin its root of trust is pinned; another one is refused ever after.
-Setuid bits and devices have no effect unless --suid and --dev are given.
+Setuid bits and devices have no effect unless --suid and --dev are given; with --no-exec no program of
+the tree can be executed.
 
 As root, and in a user namespace, DIR is a mount point and a swap is atomic. Without privileges
 DIR becomes a symbolic link into a mount made by fusermount3, replaced atomically.`,
@@ -57,6 +58,7 @@ DIR becomes a symbolic link into a mount made by fusermount3, replaced atomicall
 	fl.BoolVar(&f.foreground, "foreground", false, "stay until unmounted or interrupted")
 	fl.BoolVar(&f.suid, "suid", false, "let setuid bits and file capabilities have effect")
 	fl.BoolVar(&f.dev, "dev", false, "let devices be opened")
+	fl.BoolVar(&f.noExec, "no-exec", false, "let no program of the tree be executed")
 	fl.BoolVar(&f.hydrate, "hydrate", false, "fetch all content in the background")
 	fl.DurationVar(&f.poll, "poll", 30*time.Second, "`INTERVAL` of asking a static server for a new pointer")
 	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), when this starts its daemon")
@@ -168,7 +170,7 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 	if err != nil {
 		return req, "", err
 	}
-	req = mountRequest{Target: target, Dir: abs, Origin: locs[0], Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev,
+	req = mountRequest{Target: target, Dir: abs, Origin: locs[0], Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev, DenyExec: f.noExec,
 		Hydrate: f.hydrate, RunDir: runDir(), Transport: transport, Origins: locs, Proxies: &proxies, Links: links}
 	if f.trust != "" {
 		if req.Trust, err = os.ReadFile(f.trust); err != nil {

@@ -28,6 +28,7 @@ func userCommand(ts *testscript.TestScript, args []string) *exec.Cmd {
 	path, err := exec.LookPath("setpriv")
 	ts.Check(err)
 	c.Path = path
+	c.Env = append(c.Env, "GORACE=atexit_sleep_ms=0") // the reports' directory is closed to others
 	return c
 }
 

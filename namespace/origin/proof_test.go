@@ -64,3 +64,26 @@ func TestAuthorize(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestAttackRedirectForTheToken redirects to another host, which must not get what proves the reader.
+func TestAttackRedirectForTheToken(t *testing.T) {
+	got := make(chan string, 1)
+	thief := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got <- r.Header.Get("Authorization") }))
+	defer thief.Close()
+	elsewhere := strings.Replace(thief.URL, "127.0.0.1", "localhost", 1)
+	srv := httptest.NewServer(http.RedirectHandler(elsewhere+"/x", http.StatusFound))
+	defer srv.Close()
+	c, err := origin.NewClient(srv.URL, origin.ClientOptions{Authorize: func(r *http.Request) error { r.Header.Set("Authorization", "Bearer x"); return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = c.Ref(t.Context(), anyRef) // whatever it makes of the answer
+	select {
+	case token := <-got:
+		if token != "" {
+			t.Fatalf("another host got %q", token)
+		}
+	default: // it did not even go there
+	}
+}

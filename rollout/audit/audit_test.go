@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -196,7 +197,27 @@ func TestSeveralWriters(t *testing.T) {
 			}
 		})
 	}
+	checked := make(chan error, 1)
+	stop := make(chan struct{})
+	go func() { // what is verified meanwhile is whole at each moment
+		for {
+			select {
+			case <-stop:
+				checked <- nil
+				return
+			default:
+			}
+			if _, err := audit.Verify(path, nil, nil); err != nil && !errors.Is(err, os.ErrNotExist) {
+				checked <- err
+				return
+			}
+		}
+	}()
 	wg.Wait()
+	close(stop)
+	if err := <-checked; err != nil {
+		t.Fatal(err)
+	}
 	verify(t, path, 60)
 }
 

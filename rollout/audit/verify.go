@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
@@ -29,27 +32,70 @@ type Report struct {
 // anchor names the line before the first that is here. show, if not nil, gets each line that was
 // checked. Kinds: Corrupt (it was tampered with; the error names the line), NotExist, Denied.
 func Verify(path string, anchors []Anchor, show func(Entry) error) (Report, error) {
-	files, err := files(path)
+	v, err := look(path)
 	if err != nil {
 		return Report{}, err
 	}
-	r := Report{Files: files}
-	head, err := readHead(path)
-	if err != nil {
-		return r, err
-	}
-	w := &walker{at: Anchor{0, zeroDigest}, given: anchors, left: append(slices.Clone(anchors), head), show: show}
-	for i, name := range files {
-		if err := w.file(name, i == len(files)-1); err != nil {
+	defer v.last.Close() // it was only read
+	r := Report{Files: append(v.aside, path)}
+	w := &walker{at: Anchor{0, zeroDigest}, given: anchors, left: append(slices.Clone(anchors), v.head), show: show}
+	for _, name := range v.aside {
+		f, err := os.Open(name)
+		if err != nil {
+			return r, disk.Error("read", name, err)
+		}
+		err = w.file(name, f, false)
+		f.Close() // the same
+		if err != nil {
 			return r, err
 		}
 	}
+	if err := w.file(path, io.LimitReader(v.last, v.size), true); err != nil {
+		return r, err
+	}
 	r.First, r.Head = w.first, w.at
-	return r, w.finish(path, head)
+	return r, w.finish(path, v.head)
 }
 
-// files returns the files of a trail, the oldest first.
-func files(path string) ([]string, error) {
+// view is a trail as it was at one moment: writers go on meanwhile.
+type view struct {
+	aside []string // the files that were put aside, the oldest first
+	last  *os.File
+	size  int64 // of last, at that moment
+	head  Anchor
+}
+
+// look takes a view while no writer is at work. A copy that was taken elsewhere has no lock, and needs
+// none.
+func look(path string) (v view, err error) {
+	lock, err := os.Open(path + ".lock")
+	if err == nil {
+		defer lock.Close() // which unlocks
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_SH)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return v, disk.Error("lock", path, err)
+	}
+	if v.aside, err = putAside(path); err != nil {
+		return v, err
+	}
+	if v.head, err = readHead(path); err != nil {
+		return v, err
+	}
+	if v.last, err = os.Open(path); err != nil {
+		return v, disk.Error("read", path, err)
+	}
+	info, err := v.last.Stat()
+	if err != nil {
+		v.last.Close()
+		return v, disk.Error("read", path, err)
+	}
+	v.size = info.Size()
+	return v, nil
+}
+
+// putAside returns the files of a trail that were put aside, the oldest first.
+func putAside(path string) ([]string, error) {
 	aside, err := filepath.Glob(strings.NewReplacer("[", `\[`, "*", `\*`, "?", `\?`, `\`, `\\`).Replace(path) + ".*")
 	if err != nil {
 		return nil, namespace.E(namespace.Invalid, "list", path, err)
@@ -61,10 +107,7 @@ func files(path string) ([]string, error) {
 		}
 	}
 	slices.SortFunc(all, func(a, b string) int { return cmp.Or(len(a)-len(b), strings.Compare(a, b)) })
-	if _, err := os.Stat(path); err != nil {
-		return nil, disk.Error("read", path, err)
-	}
-	return append(all, path), nil
+	return all, nil
 }
 
 // walker goes from line to line.
@@ -81,12 +124,7 @@ func tampered(path string, line uint64, why string) error {
 }
 
 // file checks one file.
-func (w *walker) file(path string, last bool) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return disk.Error("read", path, err)
-	}
-	defer f.Close()
+func (w *walker) file(path string, f io.Reader, last bool) error {
 	in := bufio.NewReaderSize(f, lineBytesMax)
 	for n := uint64(1); ; n++ {
 		line, err := in.ReadSlice('\n')

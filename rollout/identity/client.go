@@ -84,7 +84,7 @@ func (t Transport) prepareClear(u *url.URL, l Location, known *Known) (Dialled, 
 	case l.ByKey || t.Authority != "" || t.ClientCert != "":
 		return refuse("http proves nothing about the server, and nothing to it", "name it as https://"+u.Host)
 	case known.secure(u.Host):
-		return refuse("this host was reached by https before: a downgrade", "name it as https://"+u.Host+
+		return refuse("this host proved itself by its key before: a downgrade", "name it as https://"+u.Host+
 			"; if it gave up TLS on purpose, remove "+known.path(u.Host))
 	}
 	return Dialled{u.String(), nil, t.authorize}, nil
@@ -108,8 +108,7 @@ func byKey(cfg *tls.Config, host string, l Location, known *Known, token bool) e
 			"name the pin that `coppice origin serve` shows: --tls-pin sha256:…")
 	case l.ByKey:
 		first = true
-	default: // authorities vouch; that TLS was there is remembered, if it can be, so that http is refused
-		cfg.VerifyConnection = func(tls.ConnectionState) error { _ = known.note(host, Pin{}); return nil }
+	default: // authorities vouch
 		return nil
 	}
 	cfg.InsecureSkipVerify = true // in place of it, the key itself is compared, also when a session is resumed

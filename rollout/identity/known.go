@@ -16,8 +16,7 @@ import (
 	"coppice.dev/coppice/namespace"
 )
 
-// Known remembers, in a directory, which servers were reached by TLS and which key each had at first
-// contact. A nil *Known remembers nothing. Safe for concurrent use, also by several processes.
+// Known remembers, in a directory, which key each server has that proved itself by one. A nil *Known remembers nothing. Safe for concurrent use, also by several processes.
 type Known struct {
 	Dir string // mode 0700, made if need be
 	// Notify, if not nil, is told of each key that is pinned at first contact.
@@ -26,7 +25,7 @@ type Known struct {
 	mu sync.Mutex // so that two connections at once are one first contact
 }
 
-// knownHost is what is kept of a server. Pin is zero if authorities vouched for it.
+// knownHost is what is kept of a server; Pin is zero in what is kept of its host name.
 type knownHost struct {
 	Host  string    `json:"host"`
 	Pin   Pin       `json:"pin,omitzero"`
@@ -63,14 +62,14 @@ func (k *Known) read(host string) (h knownHost, ok bool, err error) {
 	return h, true, nil
 }
 
-// Pin returns the key that host (HOST:PORT) had at first contact, or zero. Kinds: Corrupt, Denied.
+// Pin returns the key that host (HOST:PORT) is known by, or zero. Kinds: Corrupt, Denied.
 func (k *Known) Pin(host string) (Pin, error) {
 	h, _, err := k.read(host)
 	return h.Pin, err
 }
 
-// secure reports whether host was ever reached by TLS, on any port: http has another one. What
-// cannot be read counts as yes.
+// secure reports whether host is known by its key, on any port: http has another one. What cannot be
+// read counts as yes.
 func (k *Known) secure(host string) bool {
 	if k == nil {
 		return false
@@ -107,13 +106,13 @@ func (k *Known) meet(host string, leaf *x509.Certificate) error {
 	return nil
 }
 
-// note remembers that host was reached, and with which key, durably.
+// note remembers the key that host proved itself by, durably.
 func (k *Known) note(host string, pin Pin) error {
 	if k == nil {
 		return nil
 	}
 	h, ok, err := k.read(host)
-	if err != nil || ok && (h.Pin == pin || pin.IsZero()) {
+	if err != nil || ok && h.Pin == pin {
 		return err
 	}
 	now := time.Now().UTC()
