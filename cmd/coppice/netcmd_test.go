@@ -209,20 +209,34 @@ func (rec *recorder) spoil(w http.ResponseWriter, r *http.Request, mode string) 
 // dnsMain is the program dns FILE: a name server, at every address there is, that answers from FILE, which
 // is read for each question: lines of a name and its addresses. There is nothing else.
 func dnsMain() {
-	conn, err := net.ListenPacket("udp", ":53")
-	for err == nil {
-		buf := make([]byte, 512)
-		var n int
-		var from net.Addr
-		if n, from, err = conn.ReadFrom(buf); err != nil {
-			break
-		}
-		if reply, aerr := answerDNS(buf[:n], os.Args[1]); aerr == nil {
-			_, err = conn.WriteTo(reply, from)
+	addrs, err := net.InterfaceAddrs()
+	failed := make(chan error, len(addrs)+1)
+	failed <- err
+	for _, a := range addrs {
+		go func() { failed <- serveDNS(a.(*net.IPNet).IP.String(), os.Args[1]) }() // an answer must come from where it was asked for
+	}
+	for err := range failed {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "dns:", err)
 		}
 	}
-	fmt.Fprintln(os.Stderr, "dns:", err)
-	os.Exit(1)
+}
+
+func serveDNS(addr, file string) error {
+	conn, err := net.ListenPacket("udp", net.JoinHostPort(addr, "53"))
+	if err != nil {
+		return err
+	}
+	for {
+		buf := make([]byte, 512)
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		if reply, err := answerDNS(buf[:n], file); err == nil {
+			_, _ = conn.WriteTo(reply, from) // who asked, asks again
+		}
+	}
 }
 
 // answerDNS makes the reply to a question.
