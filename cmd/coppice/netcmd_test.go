@@ -32,7 +32,7 @@ var networks atomic.Int64
 
 // network: makes the name spaces of the programs near and far. near0 (10.77.0.1, fd77::1) and far0
 // (10.77.0.2, fd77::2) are the ends of a cable. far has 10.77.0.3, fd77::3 and the addresses of this
-// machine's name servers as well.
+// machine's name servers as well, which are in $DNSADDRS, with routes that are gone when near0 was down.
 func network(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 0 {
 		ts.Fatalf("usage: network")
@@ -68,6 +68,7 @@ func network(ts *testscript.TestScript, neg bool, args []string) {
 		ip(strings.Replace(at, a.String(), netip.PrefixFrom(a, a.BitLen()).String(), 1))
 		ip(via)
 		ts.Setenv("DNSEND", "far")
+		ts.Setenv("DNSADDRS", strings.TrimSpace(ts.Getenv("DNSADDRS")+" "+a.String()))
 	}
 }
 
