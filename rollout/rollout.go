@@ -67,6 +67,21 @@ type Follower struct {
 	status Status
 	raw    []byte // envelope of status.Desired
 	bad    []byte // what the origin shows instead, and was refused; nil if it shows raw
+
+	woken  bool   // do not pause before the next look
+	told   string // the failure that was logged last
+	toldAt time.Time
+}
+
+// tellAgain is how often a failure that stays the same is logged: a laptop is away for weeks.
+const tellAgain = time.Hour
+
+// tell logs a failure, unless that was done a moment ago.
+func (f *Follower) tell(err error, retry time.Duration) {
+	if now := time.Now(); err.Error() != f.told || now.Sub(f.toldAt) >= tellAgain {
+		f.told, f.toldAt = err.Error(), now
+		f.o.Logger.Warn("channel not followed", "channel", f.o.Channel, "error", err, "retry", retry)
+	}
 }
 
 // retryAfter bounds the wait after a failure: short at first, for a blip; then as long as a poll.
@@ -115,16 +130,16 @@ func (f *Follower) Run(ctx context.Context) error {
 	wait := retryAfterMin
 	for ctx.Err() == nil {
 		if err := f.step(ctx); err != nil && ctx.Err() == nil {
-			f.o.Logger.Warn("channel not followed", "channel", f.o.Channel, "error", err, "retry", wait)
+			f.tell(err, wait)
 			online := !namespace.IsKind(err, namespace.Unavailable)
 			f.note(func(s *Status) { s.Online, s.LastError = online, err.Error() })
-			woken := f.pause(ctx, jitter(wait))
-			if wait = min(2*wait, f.o.Poll); woken {
+			f.woken = f.pause(ctx, jitter(wait))
+			if wait = min(2*wait, f.o.Poll); f.woken {
 				wait = retryAfterMin
 			}
 			continue
 		}
-		wait = retryAfterMin
+		wait, f.told = retryAfterMin, ""
 	}
 	return namespace.E(namespace.Canceled, "follow", f.o.Channel, ctx.Err())
 }
@@ -169,7 +184,10 @@ func (f *Follower) next(ctx context.Context) ([]byte, error) {
 		}
 		return b, err
 	}
-	f.pause(ctx, jitter(f.o.Poll))
+	if !f.woken {
+		f.pause(ctx, jitter(f.o.Poll))
+	}
+	f.woken = false
 	return f.o.Reader.Ref(ctx, f.ref())
 }
 

@@ -26,6 +26,8 @@ type linkKeeper struct {
 	now   func() time.Time
 	wake  chan struct{} // for the follower: the way may be open again
 
+	ctx    context.Context // of probes; ends with run
+	stop   context.CancelFunc
 	kick   chan struct{}       // there is something to look at
 	events chan netwatch.Event // of the network
 
@@ -73,6 +75,7 @@ func newLinkKeeper(rules linkRules, facts func(netip.Addr) (netwatch.Facts, erro
 		kick: make(chan struct{}, 1), events: make(chan netwatch.Event, 1), changed: make(chan struct{})}
 	k.permit, k.revoke = context.WithCancel(context.Background())
 	k.revoke()
+	k.ctx, k.stop = context.WithCancel(context.Background())
 	return k
 }
 
@@ -117,9 +120,10 @@ func (k *linkKeeper) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		timer.Reset(k.due(ctx))
+		timer.Reset(k.due())
 		select {
 		case <-ctx.Done():
+			k.stop()
 			k.mu.Lock()
 			p := k.probing
 			k.mu.Unlock()
@@ -146,7 +150,7 @@ func (k *linkKeeper) meet(ctx context.Context) {
 }
 
 // due does what is to be done now and returns how long there is nothing after that.
-func (k *linkKeeper) due(ctx context.Context) time.Duration {
+func (k *linkKeeper) due() time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.now()
@@ -171,14 +175,14 @@ func (k *linkKeeper) due(ctx context.Context) time.Duration {
 		k.side = time.Time{}
 	}
 	if probe {
-		k.startProbe(ctx)
+		k.startProbe()
 		return time.Second // its end pokes
 	}
 	return max(wait, time.Millisecond)
 }
 
 // startProbe asks the sources, unless that is under way; with mu held.
-func (k *linkKeeper) startProbe(ctx context.Context) *probeRun {
+func (k *linkKeeper) startProbe() *probeRun {
 	if k.probing != nil {
 		return k.probing
 	}
@@ -187,7 +191,7 @@ func (k *linkKeeper) startProbe(ctx context.Context) *probeRun {
 	start := k.now()
 	go func() {
 		defer close(p.done)
-		p.err = k.src.Probe(ctx)
+		p.err = k.src.Probe(k.ctx)
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.probing = nil
@@ -327,7 +331,7 @@ const pauseShort = 25 * time.Millisecond
 // Reach implements cache.Watch.
 func (k *linkKeeper) Reach(ctx context.Context) error {
 	for {
-		p, wait, err := k.demand(ctx)
+		p, wait, err := k.demand()
 		if p == nil && wait == 0 {
 			return err
 		}
@@ -364,7 +368,7 @@ func (k *linkKeeper) blipping() bool {
 
 // demand returns the probe that a reader is to wait for, or how long it should wait before it asks
 // again; neither: what is known now.
-func (k *linkKeeper) demand(ctx context.Context) (p *probeRun, wait time.Duration, known error) {
+func (k *linkKeeper) demand() (p *probeRun, wait time.Duration, known error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.now()
@@ -377,7 +381,7 @@ func (k *linkKeeper) demand(ctx context.Context) (p *probeRun, wait time.Duratio
 	case k.probing != nil:
 		return k.probing, 0, k.lastErr
 	case k.machine.Demand(now):
-		return k.startProbe(context.WithoutCancel(ctx)), 0, k.lastErr
+		return k.startProbe(), 0, k.lastErr
 	}
 	known = namespace.E(namespace.Unavailable, "reach", "origin", fmt.Errorf("it did not answer a moment ago: %w", k.lastErr))
 	pause := max(k.machine.DemandAt().Sub(now), time.Millisecond)
