@@ -198,6 +198,22 @@ func TestLinkKeeperReach(t *testing.T) {
 		if took, err := reach(2 * time.Second); !namespace.IsKind(err, namespace.Unavailable) || took > 3*time.Second {
 			t.Errorf("one that is away: %v after %v", err, took)
 		}
+		// A reader that gave up in silence is enough: the next one is told.
+		s.do(func() { s.alive, s.down, s.took = true, false, 10*time.Millisecond })
+		time.Sleep(time.Minute)
+		s.do(func() { s.alive, s.took = false, 4*time.Second })
+		k.Suspect(false)
+		time.Sleep(1500 * time.Millisecond)
+		wantLink(t, k, "silent for a while", netwatch.Online, netwatch.LAN)
+		k.Suspect(true)
+		wantLink(t, k, "given up", netwatch.Unreachable, netwatch.LAN)
+		if took, err := reach(2 * time.Second); !namespace.IsKind(err, namespace.Unavailable) || took > time.Second {
+			t.Errorf("the next reader: %v after %v", err, took)
+		}
+		if took, err := reach(2 * time.Second); !namespace.IsKind(err, namespace.Unavailable) || took > 0 {
+			t.Errorf("the one after that: %v after %v", err, took)
+		}
+		s.do(func() { s.down, s.took = true, time.Second })
 		time.Sleep(10 * time.Minute)
 		before, waited := s.num(&s.probes), time.Duration(0)
 		start := time.Now()
