@@ -36,8 +36,9 @@ type Watch interface {
 	// Reach is called by a read that needs the origin while it is LinkUnreachable: it finds out whether the
 	// origin answers by now, unless that was found out a moment ago. Kinds: Unavailable, those of ctx.
 	Reach(ctx context.Context) error
-	// Suspect says that a read waits in silence, so that one had better find out why. It does not block.
-	Suspect()
+	// Suspect says that a read waits in silence, so that one had better find out why; or that it gave up,
+	// so that nobody should wait like that again before there is a sign of life. It does not block.
+	Suspect(gaveUp bool)
 }
 
 // SetWatch makes r go by what w knows: a read of what is not here fails at once while there is no
@@ -121,11 +122,12 @@ func (r *Reader) attend(ctx context.Context, giveUp context.CancelCauseFunc) {
 			}
 			silent := time.Since(heard)
 			if silent >= r.c.o.Silence {
+				r.watch.Suspect(true)
 				giveUp(errSilent)
 				return
 			}
 			if silent >= r.c.o.Silence/4 {
-				r.watch.Suspect()
+				r.watch.Suspect(false)
 			}
 			look.Reset(max(min(r.c.o.Silence/4, r.c.o.Silence-silent), time.Millisecond))
 		}

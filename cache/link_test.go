@@ -26,6 +26,7 @@ type watch struct {
 	changed  chan struct{}
 	reach    func(context.Context) error
 	suspects int
+	gaveUp   int
 	alive    bool // a suspicion finds that the origin answers
 }
 
@@ -56,9 +57,12 @@ func (w *watch) Reach(ctx context.Context) error {
 	return namespace.E(namespace.Unavailable, "probe", "", errors.New("refused"))
 }
 
-func (w *watch) Suspect() {
+func (w *watch) Suspect(gaveUp bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if gaveUp {
+		w.gaveUp++
+	}
 	w.suspects++
 	if w.alive {
 		w.link.Heard = time.Now()
@@ -119,9 +123,10 @@ func TestWatchCablePulled(t *testing.T) {
 
 // An origin that is silent is given up after Silence; one that is only slow after Timeout.
 func TestWatchSilence(t *testing.T) {
-	eachHang(t, func(t *testing.T, tr *tree, h *hanging) {
-		defer close(h.gate)
-		c := open(t, cache.Options{Dir: t.TempDir(), Timeout: 2 * time.Second, Silence: 100 * time.Millisecond})
+	for _, inBody := range []bool{false, true} {
+		tr := newTree(t, smallFiles(1, 40, false))
+		h := &hanging{honest: tr.mem, class: namespace.Pack, inBody: inBody, gate: make(chan struct{})}
+		c := open(t, cache.Options{Dir: t.TempDir(), Timeout: 2 * time.Second, Silence: 400 * time.Millisecond})
 		took := func(w *watch) time.Duration {
 			r := c.Reader(h)
 			r.SetWatch(w)
@@ -132,18 +137,19 @@ func TestWatchSilence(t *testing.T) {
 			return time.Since(start)
 		}
 		w := newWatch(cache.LinkOnline)
-		if d := took(w); d < 90*time.Millisecond || d > 1900*time.Millisecond {
-			t.Errorf("given up after %v, Silence is 100ms", d)
+		if d := took(w); d < 390*time.Millisecond || d > 1900*time.Millisecond {
+			t.Errorf("given up after %v, Silence is 400ms", d)
 		}
-		if w.suspects == 0 {
-			t.Error("nobody was told that it is silent")
+		if w.suspects == 0 || w.gaveUp != 1 {
+			t.Errorf("it was suspected %d times, given up %d times", w.suspects, w.gaveUp)
 		}
 		w = newWatch(cache.LinkOnline)
 		w.alive = true
-		if d := took(w); d < 1900*time.Millisecond || d > 10*time.Second {
+		if d := took(w); d < 1990*time.Millisecond || d > 10*time.Second {
 			t.Errorf("given up after %v, though it answers probes; Timeout is 2s", d)
 		}
-	})
+		close(h.gate)
+	}
 }
 
 // While the origin is not reachable, a read asks for it to be tried, and goes on if it is there.

@@ -67,6 +67,20 @@ type Follower struct {
 	status Status
 	raw    []byte // envelope of status.Desired
 	bad    []byte // what the origin shows instead, and was refused; nil if it shows raw
+
+	told   string // the failure that was logged last
+	toldAt time.Time
+}
+
+// tellAgain is how often a failure that stays the same is logged: a laptop is away for weeks.
+const tellAgain = time.Hour
+
+// tell logs a failure, unless that was done a moment ago.
+func (f *Follower) tell(err error, retry time.Duration) {
+	if now := time.Now(); err.Error() != f.told || now.Sub(f.toldAt) >= tellAgain {
+		f.told, f.toldAt = err.Error(), now
+		f.o.Logger.Warn("channel not followed", "channel", f.o.Channel, "error", err, "retry", retry)
+	}
 }
 
 // retryAfter bounds the wait after a failure: short at first, for a blip; then as long as a poll.
@@ -116,7 +130,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := f.step(ctx, failed)
 		if failed = err != nil; failed && ctx.Err() == nil {
-			f.o.Logger.Warn("channel not followed", "channel", f.o.Channel, "error", err, "retry", wait)
+			f.tell(err, wait)
 			online := !namespace.IsKind(err, namespace.Unavailable)
 			f.note(func(s *Status) { s.Online, s.LastError = online, err.Error() })
 			woken := f.pause(ctx, jitter(wait))
@@ -125,7 +139,7 @@ func (f *Follower) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		wait = retryAfterMin
+		wait, f.told = retryAfterMin, ""
 	}
 	return namespace.E(namespace.Canceled, "follow", f.o.Channel, ctx.Err())
 }

@@ -266,7 +266,14 @@ func (e *endpoint) healMisses() {
 
 // collectors returns the metrics of a mount.
 func (e *endpoint) collectors() []prometheus.Collector {
-	return []prometheus.Collector{e.server.Collector(), e.source}
+	online := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "coppice_link_online", Help: "Whether a source of the mount answers."},
+		func() float64 {
+			if e.link.Link().State == cache.LinkOnline {
+				return 1
+			}
+			return 0
+		})
+	return []prometheus.Collector{e.server.Collector(), e.source, online}
 }
 
 // trustOrigin returns the origin's root of trust, and its record: the one given with the request, or pinned for

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -26,6 +27,8 @@ type linkKeeper struct {
 	now   func() time.Time
 	wake  chan struct{} // for the follower: the way may be open again
 
+	ctx    context.Context // of probes; ends with run
+	stop   context.CancelFunc
 	kick   chan struct{}       // there is something to look at
 	events chan netwatch.Event // of the network
 
@@ -39,6 +42,7 @@ type linkKeeper struct {
 	route    string // what the class was judged by, to see that it is another
 	lastErr  error  // of the last probe
 	probing  *probeRun
+	silent   bool      // it is unreachable because a reader waited in vain: the others need not
 	side     time.Time // when sources that are down are probed next, though others are up
 	sideWait time.Duration
 	permit   context.Context // of background work; ended while there may be none
@@ -58,8 +62,9 @@ type prober interface {
 
 // probeRun is a probe under way.
 type probeRun struct {
-	done chan struct{}
-	err  error
+	start time.Time
+	done  chan struct{}
+	err   error
 }
 
 const (
@@ -73,6 +78,7 @@ func newLinkKeeper(rules linkRules, facts func(netip.Addr) (netwatch.Facts, erro
 		kick: make(chan struct{}, 1), events: make(chan netwatch.Event, 1), changed: make(chan struct{})}
 	k.permit, k.revoke = context.WithCancel(context.Background())
 	k.revoke()
+	k.ctx, k.stop = context.WithCancel(context.Background())
 	return k
 }
 
@@ -117,9 +123,10 @@ func (k *linkKeeper) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		timer.Reset(k.due(ctx))
+		timer.Reset(k.due())
 		select {
 		case <-ctx.Done():
+			k.stop()
 			k.mu.Lock()
 			p := k.probing
 			k.mu.Unlock()
@@ -146,7 +153,7 @@ func (k *linkKeeper) meet(ctx context.Context) {
 }
 
 // due does what is to be done now and returns how long there is nothing after that.
-func (k *linkKeeper) due(ctx context.Context) time.Duration {
+func (k *linkKeeper) due() time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.now()
@@ -171,31 +178,30 @@ func (k *linkKeeper) due(ctx context.Context) time.Duration {
 		k.side = time.Time{}
 	}
 	if probe {
-		k.startProbe(ctx)
+		k.startProbe()
 		return time.Second // its end pokes
 	}
 	return max(wait, time.Millisecond)
 }
 
 // startProbe asks the sources, unless that is under way; with mu held.
-func (k *linkKeeper) startProbe(ctx context.Context) *probeRun {
+func (k *linkKeeper) startProbe() *probeRun {
 	if k.probing != nil {
 		return k.probing
 	}
-	p := &probeRun{done: make(chan struct{})}
+	p := &probeRun{start: k.now(), done: make(chan struct{})}
 	k.probing = p
-	start := k.now()
 	go func() {
 		defer close(p.done)
-		p.err = k.src.Probe(ctx)
+		p.err = k.src.Probe(k.ctx)
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.probing = nil
 		now := k.now()
-		k.machine.Probed(p.err == nil, now.Sub(start), now)
+		k.machine.Probed(p.err == nil, now.Sub(p.start), now)
 		k.lastErr = p.err
 		if p.err == nil {
-			k.heard = now
+			k.heard, k.silent = now, false
 			k.tell()
 		}
 		k.settle(now)
@@ -322,33 +328,33 @@ const blip = 2 * time.Second
 
 // pauseShort is a pause that a reader waits for rather than being told what was true before it: where
 // sources refuse at once, there is no other.
-const pauseShort = 25 * time.Millisecond
+const pauseShort = 10 * time.Millisecond
 
 // Reach implements cache.Watch.
 func (k *linkKeeper) Reach(ctx context.Context) error {
 	for {
-		p, wait, err := k.demand(ctx)
-		if p == nil && wait == 0 {
-			return err
+		p, wait, known := k.demand()
+		if wait == 0 {
+			return known
 		}
 		t := time.NewTimer(wait)
 		var done <-chan struct{}
 		if p != nil {
-			t.Stop()
 			done = p.done
 		}
 		select {
 		case <-done:
 			if p.err == nil || !k.blipping() {
+				t.Stop()
 				return p.err
 			}
 		case <-t.C:
+			if p != nil {
+				return known
+			}
 		case <-ctx.Done():
 			t.Stop()
-			if err == nil {
-				err = ctx.Err()
-			}
-			return namespace.E(namespace.Unavailable, "reach", "origin", err)
+			return known
 		}
 		t.Stop()
 	}
@@ -359,29 +365,35 @@ func (k *linkKeeper) blipping() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	_, since := k.machine.State()
-	return k.now().Sub(since) < blip
+	return !k.silent && k.now().Sub(since) < blip
 }
 
-// demand returns the probe that a reader is to wait for, or how long it should wait before it asks
-// again; neither: what is known now.
-func (k *linkKeeper) demand(ctx context.Context) (p *probeRun, wait time.Duration, known error) {
+// demand returns the probe that a reader is to wait for, and for how long; or no probe, and how long it
+// should wait before it asks again; or, with no time to wait, what is known now.
+func (k *linkKeeper) demand() (p *probeRun, wait time.Duration, known error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.now()
 	state, since := k.machine.State()
-	switch {
-	case state == netwatch.Online:
+	switch state {
+	case netwatch.Online:
 		return nil, 0, nil
-	case state == netwatch.Disconnected:
+	case netwatch.Disconnected:
 		return nil, 0, namespace.E(namespace.Unavailable, "reach", "origin", fmt.Errorf("there is no network: %s", k.why))
-	case k.probing != nil:
-		return k.probing, 0, k.lastErr
-	case k.machine.Demand(now):
-		return k.startProbe(context.WithoutCancel(ctx)), 0, k.lastErr
 	}
-	known = namespace.E(namespace.Unavailable, "reach", "origin", fmt.Errorf("it did not answer a moment ago: %w", k.lastErr))
+	why := k.lastErr
+	if why == nil {
+		why = errors.New("nothing was heard of it")
+	}
+	known = namespace.E(namespace.Unavailable, "reach", "origin", fmt.Errorf("it did not answer a moment ago: %w", why))
+	if p = k.probing; p == nil && k.machine.Demand(now) {
+		p = k.startProbe()
+	}
+	if p != nil { // one that takes longer than a reader waits at all is waited for by nobody
+		return p, max(blip-now.Sub(p.start), 0), known
+	}
 	pause := max(k.machine.DemandAt().Sub(now), time.Millisecond)
-	if left := blip - now.Sub(since); left > 0 {
+	if left := blip - now.Sub(since); left > 0 && !k.silent {
 		return nil, min(left, pause), known
 	}
 	if pause <= pauseShort {
@@ -391,9 +403,15 @@ func (k *linkKeeper) demand(ctx context.Context) (p *probeRun, wait time.Duratio
 }
 
 // Suspect implements cache.Watch.
-func (k *linkKeeper) Suspect() {
+func (k *linkKeeper) Suspect(gaveUp bool) {
 	k.mu.Lock()
-	k.machine.Suspect(k.now())
+	now := k.now()
+	k.machine.Suspect(now)
+	if gaveUp && k.state == netwatch.Online {
+		k.silent = true
+		k.machine.Lost(now)
+		k.settle(now)
+	}
 	k.mu.Unlock()
 	k.poke()
 }

@@ -32,7 +32,7 @@ var networks atomic.Int64
 
 // network: makes the name spaces of the programs near and far. near0 (10.77.0.1, fd77::1) and far0
 // (10.77.0.2, fd77::2) are the ends of a cable. far has 10.77.0.3, fd77::3 and the addresses of this
-// machine's name servers as well.
+// machine's name servers as well, which are in $DNSADDRS, with routes that are gone when near0 was down.
 func network(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 0 {
 		ts.Fatalf("usage: network")
@@ -68,6 +68,7 @@ func network(ts *testscript.TestScript, neg bool, args []string) {
 		ip(strings.Replace(at, a.String(), netip.PrefixFrom(a, a.BitLen()).String(), 1))
 		ip(via)
 		ts.Setenv("DNSEND", "far")
+		ts.Setenv("DNSADDRS", strings.TrimSpace(ts.Getenv("DNSADDRS")+" "+a.String()))
 	}
 }
 
@@ -209,20 +210,34 @@ func (rec *recorder) spoil(w http.ResponseWriter, r *http.Request, mode string) 
 // dnsMain is the program dns FILE: a name server, at every address there is, that answers from FILE, which
 // is read for each question: lines of a name and its addresses. There is nothing else.
 func dnsMain() {
-	conn, err := net.ListenPacket("udp", ":53")
-	for err == nil {
-		buf := make([]byte, 512)
-		var n int
-		var from net.Addr
-		if n, from, err = conn.ReadFrom(buf); err != nil {
-			break
-		}
-		if reply, aerr := answerDNS(buf[:n], os.Args[1]); aerr == nil {
-			_, err = conn.WriteTo(reply, from)
+	addrs, err := net.InterfaceAddrs()
+	failed := make(chan error, len(addrs)+1)
+	failed <- err
+	for _, a := range addrs {
+		go func() { failed <- serveDNS(a.(*net.IPNet).IP.String(), os.Args[1]) }() // an answer must come from where it was asked for
+	}
+	for err := range failed {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "dns:", err)
 		}
 	}
-	fmt.Fprintln(os.Stderr, "dns:", err)
-	os.Exit(1)
+}
+
+func serveDNS(addr, file string) error {
+	conn, err := net.ListenPacket("udp", net.JoinHostPort(addr, "53"))
+	if err != nil {
+		return err
+	}
+	for {
+		buf := make([]byte, 512)
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		if reply, err := answerDNS(buf[:n], file); err == nil {
+			_, _ = conn.WriteTo(reply, from) // who asked, asks again
+		}
+	}
 }
 
 // answerDNS makes the reply to a question.

@@ -199,7 +199,7 @@ func (d *daemon) hydrate(w http.ResponseWriter, r *http.Request) {
 		var m namespace.Manifest
 		if m, err = e.manifest(r.Context(), e.activePointer().Manifest); err == nil {
 			var last time.Time
-			err = e.view.Hydrate(r.Context(), m.Root, func(done, total int64) {
+			err = e.view.Hydrate(namespace.InBackground(r.Context(), nil), m.Root, func(done, total int64) {
 				if time.Since(last) > 100*time.Millisecond {
 					last = time.Now()
 					_ = enc.Encode(hydrateUpdate{Done: done, Total: total})

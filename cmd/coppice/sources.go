@@ -7,6 +7,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/namespace"
@@ -51,10 +52,20 @@ func splitOrigins(env string) []string {
 	return strings.Split(env, ",")
 }
 
+// A mount's only source is given up sooner than that of a command which has nobody waiting: a read
+// behind a connection that died silently waits for the next attempt.
+const (
+	mountStall  = 8 * time.Second
+	mountHeader = 15 * time.Second
+)
+
 // openSources opens what a mount reads from, with the keeper that watches over it. Nobody is asked yet.
 func (d *daemon) openSources(ctx context.Context, req mountRequest, known *identity.Known) (*origin.Sources, *linkKeeper, error) {
 	k := newLinkKeeper(req.Links, d.watcher.Facts, d.log.With("dir", req.Dir))
 	opts := origin.SourcesOptions{ProbeRef: trust.RootName, Changed: k.poke, Gate: k.gate}
+	if len(req.sources()) == 1 {
+		opts.HTTP.StallTimeout, opts.HTTP.HeaderTimeout = mountStall, mountHeader
+	}
 	opts.HTTP.Poll, opts.HTTP.Proxies, opts.HTTP.Secure = req.Poll, req.Proxies, secure(req.Transport, known)
 	src, err := origin.OpenSources(ctx, req.sources(), opts)
 	if err != nil {

@@ -20,11 +20,15 @@ type yamlFile struct {
 }
 
 // decode reads a file into v. Unknown keys are errors. Kinds: Invalid, with line and column.
-func (f *yamlFile) decode(b []byte, v any) error {
+func (f *yamlFile) decode(b []byte, v any) (err error) {
+	defer func() { // the library meets some values with a wrong tag with a panic
+		if r := recover(); r != nil {
+			err = namespace.E(namespace.Invalid, "read", f.name, fmt.Errorf("not understood: %v", r))
+		}
+	}()
 	if err := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict()).Decode(v); err != nil {
 		return f.yamlError(err)
 	}
-	var err error
 	if f.tree, err = parser.ParseBytes(b, 0); err != nil {
 		return f.yamlError(err)
 	}

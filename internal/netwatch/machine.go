@@ -57,7 +57,7 @@ const (
 	// demandMin and demandMax bound the pause after a probe that a reader waited for; between them it is
 	// demandShare times what the probe took, so that readers never wait for more than a small part of
 	// their time, and a server that refuses at once is asked again soon.
-	demandMin   = 25 * time.Millisecond
+	demandMin   = 10 * time.Millisecond
 	demandMax   = 5 * time.Second
 	demandShare = 4
 )

@@ -125,12 +125,14 @@ func (m *member) answered(now time.Time) bool {
 	return news
 }
 
-// rejected notes that what a source gave was wrong: it comes last for a while, for longer each time.
+// rejected notes that what a source gave was wrong: it comes last for a while, for longer each time, and
+// it is down until it was probed: a captive portal gives wrong bytes, too.
 func (m *member) rejected(err error, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.status.Rejected++
 	m.status.LastError, m.status.LastErrorAt = err.Error(), now
+	m.down, m.retryAt = true, now.Add(trialMin)
 	if now.Before(m.aside) {
 		return // of requests that were under way
 	}

@@ -251,6 +251,9 @@ func (s *Sources) probe(m *member) error {
 		news = m.answered(time.Now())
 	} else {
 		err = namespace.E(namespace.KindOf(err), "probe", m.name, err)
+		if m.client != nil {
+			_ = m.client.Close() // idle connections only: the next probe looks anew for who is there
+		}
 		news = m.failed(err, time.Now())
 	}
 	if news {
