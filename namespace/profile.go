@@ -225,7 +225,7 @@ type ProfileRecord struct {
 // LayoutRef names the layout (package namespace/object, an object of class Blob) of a profile for the
 // namespace version whose root catalog is Root.
 type LayoutRef struct {
-	Version Version `json:"version"`
+	Version Version `json:"version,omitzero"`
 	Root    Digest  `json:"root"`
 	Layout  Digest  `json:"layout"`
 }
