@@ -7,6 +7,7 @@
 //	objects/ab/<hex>       catalogs and manifests, plain, mapped by those who read them
 //	objects/ab/<hex>.loc   locators, as stored by the origin
 //	segments/NNNNNNNN.seg  append-only records of frames as they were fetched (segment.go)
+//	misses                 what reads had to wait for, first accesses only (record.go); a hint
 //	index.db               bbolt: chunk digest → where in which segment (index.go); derived
 //
 // # Invariants
@@ -76,6 +77,7 @@ type Cache struct {
 	objects  *objects
 	ahead    ahead
 	scratch  scratch
+	missed   misses
 
 	triggers    triggers
 	room        sync.Mutex   // one makes room at a time
@@ -108,6 +110,7 @@ func Open(o Options) (*Cache, error) {
 	c.objects.written = func(n int64) { c.objectBytes.Add(n) }
 	c.ahead.queue = make(chan frameKey, aheadQueue)
 	c.sweepTemporary()
+	c.missed.open(filepath.Join(o.Dir, "misses"))
 	c.objectBytes.Store(c.objects.bytes())
 	if c.segments, err = openSegments(filepath.Join(o.Dir, "segments"), o.QuotaBytes); err == nil {
 		c.index, err = openIndex(filepath.Join(o.Dir, "index.db"), c.log)
@@ -258,5 +261,6 @@ func (c *Cache) release() {
 		c.segments.close()
 	}
 	c.objects.close()
+	c.missed.close()
 	c.lock.Close()
 }

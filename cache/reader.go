@@ -18,6 +18,10 @@ type Reader struct {
 	from namespace.Fetcher
 	run  runs
 	link link
+
+	expected expected // of a prefetch
+	urgent   urgency  // reads that wait
+	pace     pace
 }
 
 // Reader returns a view of the cache that fills misses from an origin.
@@ -42,6 +46,7 @@ func (r *Reader) Catalog(ctx context.Context, d namespace.Digest) (*catalog.Cata
 	}
 	ctx, cancel := r.bounded(ctx)
 	defer cancel()
+	r.c.missed.note(catalog.Access{Catalog: d, Index: catalog.AccessCatalog})
 	return r.catalog(ctx, d)
 }
 
@@ -205,6 +210,12 @@ func (r *Reader) ReadChunk(ctx context.Context, ref namespace.ChunkRef, p []byte
 	r.c.count.misses.Add(1)
 	ctx, cancel := r.bounded(ctx)
 	defer cancel()
+	if r.promote(ctx, ref.Digest) {
+		if n, err := r.c.readLocal(ref, p, off); err == nil {
+			return n, nil
+		}
+	}
+	r.c.missed.note(catalog.Access{Catalog: ref.Catalog, Index: ref.Index})
 	var err error
 	for range readAttempts {
 		var got []byte
