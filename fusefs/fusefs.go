@@ -64,9 +64,11 @@ type Options struct {
 	Name   string // shown as the mount's source; default "coppice"
 	// AllowSuid lets setuid bits and file capabilities have effect, AllowDev devices.
 	AllowSuid, AllowDev bool
-	ReadAheadKB         int           // of the mount's backing device; default 4096
-	Timeout             time.Duration // bound of one request; default 60 s
-	Logger              *slog.Logger  // default: discard
+	// Exact puts nothing into the page cache that nobody asked for, so that every first access is seen.
+	Exact       bool
+	ReadAheadKB int           // of the mount's backing device; default 4096
+	Timeout     time.Duration // bound of one request; default 60 s
+	Logger      *slog.Logger  // default: discard
 }
 
 func (o *Options) defaults() {

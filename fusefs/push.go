@@ -26,6 +26,7 @@ type pusher struct {
 	raw   *rawFS
 	store func(node uint64, off int64, data []byte) fuse.Status
 	queue chan pushTask
+	off   bool
 
 	mu   sync.Mutex
 	in   *instance // of the last small file read, at entry
@@ -42,6 +43,9 @@ func newPusher(r *rawFS) *pusher { return &pusher{raw: r, queue: make(chan pushT
 
 // note is told that a small file was read from its beginning.
 func (p *pusher) note(in *instance, entry int) {
+	if p.off {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	sequential := in == p.in && entry > p.last && entry <= max(p.last, p.upTo)+pushNearness

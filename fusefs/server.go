@@ -65,6 +65,7 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	s.raw = &rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), src: o.Source, table: s.table, log: o.Logger,
 		timeout: o.Timeout, generations: s.generation}
 	s.raw.push, s.metrics = newPusher(s.raw), newMetrics(s.raw)
+	s.raw.push.off = o.Exact
 	s.fuse, err = m.serve(s.metrics, kernelOptions(o))
 	if err != nil {
 		return nil, errors.Join(err, m.close())

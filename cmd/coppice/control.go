@@ -33,6 +33,7 @@ type mountRequest struct {
 	AllowSuid bool          `json:"allow_suid,omitempty"`
 	AllowDev  bool          `json:"allow_dev,omitempty"`
 	Hydrate   bool          `json:"hydrate,omitempty"`
+	NoAhead   bool          `json:"no_ahead,omitempty"` // profiles are not fetched ahead
 	RunDir    string        `json:"run_dir"`
 }
 

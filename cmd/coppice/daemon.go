@@ -25,9 +25,10 @@ type daemon struct {
 	reg   *prometheus.Registry
 
 	mu      sync.Mutex
-	mounts  map[string]*endpoint // by directory
-	leaving int                  // endpoints out of the name space that processes still use
-	busy    int                  // mount requests under way
+	mounts  map[string]*endpoint  // by directory
+	records map[string]*recording // under way, by the directory of their mount
+	leaving int                   // endpoints out of the name space that processes still use
+	busy    int                   // mount requests under way
 	ending  bool
 }
 
@@ -39,7 +40,7 @@ const leaveWithin = time.Second
 const lingerEmpty = 10 * time.Second
 
 func newDaemon(dir string, c *cache.Cache, log *slog.Logger, stop context.CancelFunc) *daemon {
-	d := &daemon{dir: dir, cache: c, log: log, stop: stop, reg: prometheus.NewRegistry(), mounts: map[string]*endpoint{}}
+	d := &daemon{dir: dir, cache: c, log: log, stop: stop, reg: prometheus.NewRegistry(), mounts: map[string]*endpoint{}, records: map[string]*recording{}}
 	d.reg.MustRegister(c.Collector())
 	time.AfterFunc(lingerEmpty, d.endIfEmpty)
 	return d

@@ -43,6 +43,7 @@ type endpoint struct {
 	mu       sync.Mutex
 	status   rollout.Status
 	previous namespace.Pointer
+	ahead    context.CancelFunc // of what is fetched ahead for the active version
 }
 
 // openEndpoint makes a mount with its version active. pinned is the id of an origin whose root
@@ -171,7 +172,7 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 	e.mu.Lock()
 	e.previous, e.status.Active = e.status.Active, p
 	e.mu.Unlock()
-	e.background(func(ctx context.Context) error { return e.view.HydrateMetadata(ctx, m.Root) }, "metadata")
+	e.fetchAhead(p.Version.Name, m.Root)
 	if e.req.Hydrate {
 		e.background(func(ctx context.Context) error { return e.view.Hydrate(ctx, m.Root, nil) }, "content")
 	}

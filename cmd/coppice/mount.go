@@ -20,9 +20,9 @@ import (
 )
 
 type mountFlags struct {
-	foreground, suid, dev, hydrate bool
-	poll                           time.Duration
-	quota, trust                   string
+	foreground, suid, dev, hydrate, noAhead bool
+	poll                                    time.Duration
+	quota, trust                            string
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -50,6 +50,7 @@ DIR becomes a symbolic link into a mount made by fusermount3, replaced atomicall
 	fl.BoolVar(&f.suid, "suid", false, "let setuid bits and file capabilities have effect")
 	fl.BoolVar(&f.dev, "dev", false, "let devices be opened")
 	fl.BoolVar(&f.hydrate, "hydrate", false, "fetch all content in the background")
+	fl.BoolVar(&f.noAhead, "no-prefetch", false, "do not fetch the namespace's profiles ahead")
 	fl.DurationVar(&f.poll, "poll", 30*time.Second, "`INTERVAL` of asking a static server for a new pointer")
 	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), when this starts its daemon")
 	fl.StringVar(&f.trust, "trust", "", "`FILE` with the origin's root of trust (a copy of ref/trust/root)")
@@ -138,7 +139,7 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 		return req, "", err
 	}
 	req = mountRequest{Target: target, Dir: abs, Origin: loc, Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev,
-		Hydrate: f.hydrate, RunDir: runDir()}
+		Hydrate: f.hydrate, NoAhead: f.noAhead, RunDir: runDir()}
 	if f.trust != "" {
 		if req.Trust, err = os.ReadFile(f.trust); err != nil {
 			return req, "", disk.Error("read", f.trust, err)

@@ -137,6 +137,7 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("POST /current", answer(d.current))
 	mux.HandleFunc("POST /cache", answer(func(context.Context, struct{}) (cache.Stats, error) { return d.cache.Stats(), nil }))
 	mux.HandleFunc("POST /hydrate", d.hydrate)
+	d.handleProfiles(mux)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.Handle("/metrics", promhttp.HandlerFor(d.reg, promhttp.HandlerOpts{}))
