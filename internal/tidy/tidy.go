@@ -23,6 +23,7 @@ var floors = map[string][]string{
 	"internal/disk":          {"namespace"},
 	"internal/sandbox":       {"namespace"},
 	"internal/tidy":          {},
+	"internal/slowlink":      {},
 	"builder":                {"namespace", "namespace/catalog", "namespace/object", "namespace/object/delta", "namespace/trust", "internal/disk"},
 	"builder/packages":       {"namespace", "namespace/catalog", "internal/disk"},
 	"builder/oci":            {"namespace", "namespace/object", "builder", "internal/disk"},
@@ -60,8 +61,10 @@ var doors = map[string][]string{
 	"github.com/spf13/cobra":                 {"cmd/coppice"},
 	"github.com/goccy/go-yaml":               {"cmd/coppice"},
 	"github.com/vbauerster/mpb":              {"cmd/coppice"},
-	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                        // tests: testscript
-	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                 // each has collectors, the command serves them
+	"github.com/rogpeppe/go-internal":        {"cmd/coppice"}, // tests: testscript
+	"github.com/Shopify/toxiproxy":           {"internal/slowlink"},
+	"github.com/rs/zerolog":                  {"internal/slowlink"},                                                                                  // toxiproxy wants its logger
+	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice", "internal/slowlink"},                            // each has collectors, the command serves them
 	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice"}, // the kernel's door, not a library's
 	"golang.org/x/sync":                      {"builder", "builder/oci", "cache", "namespace/origin", "fusefs"},
 }
@@ -96,7 +99,7 @@ var banned = map[string]string{
 
 // bannedExcept says where a banned idiom is right.
 var bannedExcept = map[string][]string{
-	"os.Exit(":    {"cmd/coppice/main.go"},
+	"os.Exit(":    {"cmd/coppice/main.go", "internal/slowlink/main.go"},
 	"time.Sleep(": {},
 	"panic(":      {},
 }
