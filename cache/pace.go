@@ -13,6 +13,7 @@ type urgency struct {
 	mu      sync.Mutex
 	waiting int
 	idle    chan struct{} // closed when nobody waits any more; nil: nobody does
+	last    time.Time     // when somebody waited last
 }
 
 // yieldMax bounds a pause, so that a link that is always wanted still brings the rest.
@@ -30,6 +31,7 @@ func (u *urgency) begin() (done func()) {
 		once.Do(func() {
 			u.mu.Lock()
 			defer u.mu.Unlock()
+			u.last = time.Now()
 			if u.waiting--; u.waiting == 0 {
 				close(u.idle)
 				u.idle = nil
@@ -55,6 +57,35 @@ func (u *urgency) yield(ctx context.Context) time.Duration {
 	case <-ctx.Done():
 	}
 	return time.Since(start)
+}
+
+// quietFor is how long nobody must have waited for it to be quiet, quietMax how long that is waited for.
+const (
+	quietFor = 300 * time.Millisecond
+	quietMax = 10 * time.Second
+)
+
+// Quiet returns when reads have not waited for the network for a moment, at once if none has, and after
+// some seconds in any case: then is the time for what nobody asked for.
+func (r *Reader) Quiet(ctx context.Context) {
+	end := time.Now().Add(quietMax)
+	for pause := r.urgent.quietIn(); pause > 0 && time.Now().Before(end); pause = r.urgent.quietIn() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// quietIn returns how long it takes at least until it is quiet.
+func (u *urgency) quietIn() time.Duration {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.waiting > 0 {
+		return quietFor
+	}
+	return quietFor - time.Since(u.last)
 }
 
 // pace is how fast the link is, as the last requests found it. Safe for concurrent use.

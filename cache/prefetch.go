@@ -166,6 +166,27 @@ func (r *Reader) prefetchChunks(ctx context.Context, chunks []object.LayoutChunk
 	return nil
 }
 
+// Whole reports whether all of the tree whose root catalog is root is here, as far as can be told without
+// reading its content. It asks nobody.
+func (r *Reader) Whole(root namespace.Digest) bool {
+	seen := map[namespace.Digest]bool{root: true}
+	h := hydration{r: r}
+	for todo := []namespace.Digest{root}; len(todo) > 0; {
+		d := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		cat, err := r.c.objects.open(d)
+		if err != nil || !h.allHere(cat) {
+			return false
+		}
+		for _, below := range cat.AllNested() {
+			if !seen[below] {
+				seen[below], todo = true, append(todo, below)
+			}
+		}
+	}
+	return true
+}
+
 // missingFrames returns the frames of the chunks that are not here, each with all chunks that are known
 // to be in it, in the order of their first chunk.
 func (c *Cache) missingFrames(chunks []object.LayoutChunk) []planned {

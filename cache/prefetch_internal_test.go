@@ -170,6 +170,11 @@ func TestPrefetchDoubts(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, test.want)
 		}
 		f.origin.SetPlan(nil)
+		eventually(t, "what was under way ends", func() bool {
+			c.flights.mu.Lock()
+			defer c.flights.mu.Unlock()
+			return len(c.flights.byKey) == 0
+		})
 		fresh := c.Reader(f.origin) // the link was left alone for a moment
 		f.readAll(t, fresh)
 	}
@@ -190,6 +195,22 @@ func TestPrefetchProfile(t *testing.T) {
 		if err := f.read(t.Context(), offline, f.refs[100+2*i]); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if c.Reader(f.origin).Whole(f.root) {
+		t.Error("what is there in part is whole")
+	}
+	if err := c.Reader(f.origin).Hydrate(t.Context(), f.root, nil); err != nil || !c.Reader(away()).Whole(f.root) {
+		t.Errorf("what was hydrated is not whole: %v", err)
+	}
+}
+
+// TestPrefetchProfileAlone: only the catalogs on the way are fetched.
+func TestPrefetchProfileAlone(t *testing.T) {
+	f := newFixture(t, 4, 50, 20_000, layoutOf{4, 10, 0})
+	c := openTest(t, Options{Dir: t.TempDir()})
+	p := &namespace.Profile{Format: 1, Name: "p", Entries: []namespace.ProfileEntry{{Path: "d00002/f00001"}}}
+	if err := c.Reader(f.origin).PrefetchProfile(t.Context(), f.root, p); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := c.objects.open(f.refs[0].Catalog); !namespace.IsKind(err, namespace.NotExist) {
 		t.Errorf("a catalog that the profile does not name: %v", err)
@@ -245,6 +266,29 @@ func TestUrgency(t *testing.T) {
 	if d := u.yield(t.Context()); d < yieldMax {
 		t.Errorf("starves no longer than %v, waited %v", yieldMax, d)
 	}
+}
+
+func TestQuiet(t *testing.T) {
+	var r Reader
+	start := time.Now()
+	r.Quiet(t.Context())
+	if took := time.Since(start); took > quietFor/2 {
+		t.Errorf("nobody ever waited: %v", took)
+	}
+	done := r.urgent.begin()
+	go func() {
+		<-time.After(20 * time.Millisecond)
+		done()
+	}()
+	start = time.Now()
+	r.Quiet(t.Context())
+	if took := time.Since(start); took < quietFor || took > quietMax {
+		t.Errorf("somebody waited: %v", took)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	defer r.urgent.begin()()
+	r.Quiet(ctx) // returns
 }
 
 func TestPaceWindow(t *testing.T) {

@@ -47,6 +47,7 @@ func (r *Reader) Catalog(ctx context.Context, d namespace.Digest) (*catalog.Cata
 	ctx, cancel := r.bounded(ctx)
 	defer cancel()
 	r.c.missed.note(catalog.Access{Catalog: d, Index: catalog.AccessCatalog})
+	defer r.urgent.begin()()
 	return r.catalog(ctx, d)
 }
 

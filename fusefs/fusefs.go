@@ -66,7 +66,7 @@ type Options struct {
 	AllowSuid, AllowDev bool
 	// Exact puts nothing into the page cache that nobody asked for, so that every first access is seen.
 	Exact       bool
-	ReadAheadKB int           // of the mount's backing device; default 4096
+	ReadAheadKB int           // of the mount's backing device, see SetReadAhead; default 4096
 	Timeout     time.Duration // bound of one request; default 60 s
 	Logger      *slog.Logger  // default: discard
 }

@@ -73,7 +73,7 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 	}
 	e.server, err = fusefs.Mount(ctx, fusefs.Options{
 		Dir: req.Dir, Source: e.view, RunDir: filepath.Join(req.RunDir, "fuse"), Name: req.Target,
-		AllowSuid: req.AllowSuid, AllowDev: req.AllowDev, Logger: e.log,
+		AllowSuid: req.AllowSuid, AllowDev: req.AllowDev, Logger: e.log, ReadAheadKB: readAheadCold,
 	})
 	if err != nil {
 		return nil, "", err
@@ -157,7 +157,13 @@ func (e *endpoint) Stage(ctx context.Context, p namespace.Pointer) error {
 	if err != nil || e.activePointer().Manifest.IsZero() {
 		return err
 	}
-	return e.view.HydrateMetadata(ctx, m.Root)
+	if err := e.view.HydrateMetadata(ctx, m.Root); err != nil {
+		return err
+	}
+	if !e.req.NoAhead { // not waited for: a fix does not wait for what only saves time
+		e.work.Go(func() { e.prefetch(e.ctx, p.Version.Name, m.Root) })
+	}
+	return nil
 }
 
 // Activate implements rollout.Activator.
@@ -174,7 +180,11 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 	e.mu.Unlock()
 	e.fetchAhead(p.Version.Name, m.Root)
 	if e.req.Hydrate {
-		e.background(func(ctx context.Context) error { return e.view.Hydrate(ctx, m.Root, nil) }, "content")
+		e.background(func(ctx context.Context) error {
+			err := e.view.Hydrate(ctx, m.Root, nil)
+			e.widen(m.Root)
+			return err
+		}, "content")
 	}
 	return nil
 }

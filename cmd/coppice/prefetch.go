@@ -16,6 +16,22 @@ const (
 	aheadPauseMax = 5 * time.Minute
 )
 
+// The kernel reads ahead around each fault in a mapped file. As long as content has to be fetched, most of
+// that is fetched for nothing: 4 MiB make a cold start half as long again. What is here is read faster so.
+const (
+	readAheadCold = 128 // KiB: the kernel's default
+	readAheadWarm = 4096
+)
+
+// widen lets the kernel read further ahead if all of the tree at root is here.
+func (e *endpoint) widen(root namespace.Digest) {
+	kb := readAheadCold
+	if e.view.Whole(root) {
+		kb = readAheadWarm
+	}
+	e.server.SetReadAhead(kb)
+}
+
 // fetchAhead fetches in the background what the version that was just activated will want: first what its
 // profiles name, then all catalogs. What was under way for the version before is given up.
 func (e *endpoint) fetchAhead(name string, root namespace.Digest) {
@@ -29,9 +45,11 @@ func (e *endpoint) fetchAhead(name string, root namespace.Digest) {
 	e.work.Go(func() {
 		defer cancel()
 		done := e.req.NoAhead || e.prefetch(ctx, name, root)
+		e.view.Quiet(ctx)
 		if err := e.view.HydrateMetadata(ctx, root); err != nil && ctx.Err() == nil {
 			e.log.Warn("not hydrated", "what", "metadata", "error", err)
 		}
+		e.widen(root)
 		for pause := aheadPause; !done; pause = min(2*pause, aheadPauseMax) {
 			select {
 			case <-ctx.Done():

@@ -103,7 +103,7 @@ func (d *daemon) beginRecording(ctx context.Context, e *endpoint, over chan stru
 	}
 	rec := &recording{e: e, rec: e.view.Record(), root: m.Root}
 	rec.server, err = fusefs.Mount(ctx, fusefs.Options{Dir: dir, Source: rec.rec, RunDir: filepath.Join(e.req.RunDir, "fuse"),
-		Name: e.req.Target, AllowSuid: e.req.AllowSuid, AllowDev: e.req.AllowDev, Exact: true, Logger: e.log})
+		Name: e.req.Target, AllowSuid: e.req.AllowSuid, AllowDev: e.req.AllowDev, Exact: true, ReadAheadKB: readAheadCold, Logger: e.log})
 	if err != nil {
 		return reply, errors.Join(err, os.Remove(dir))
 	}

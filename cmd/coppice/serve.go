@@ -182,6 +182,7 @@ func (d *daemon) hydrate(w http.ResponseWriter, r *http.Request) {
 					_ = flush.Flush()
 				}
 			})
+			e.widen(m.Root)
 		}
 	}
 	end := hydrateUpdate{End: true}
