@@ -169,13 +169,23 @@ func (r *Reader) prefetchChunks(ctx context.Context, chunks []object.LayoutChunk
 // Whole reports whether all of the tree whose root catalog is root is here, as far as can be told without
 // reading its content. It asks nobody.
 func (r *Reader) Whole(root namespace.Digest) bool {
-	seen := map[namespace.Digest]bool{root: true}
 	h := hydration{r: r}
+	return r.eachHere(root, h.allHere)
+}
+
+// HasMetadata reports whether all catalogs of the tree whose root catalog is root are here.
+func (r *Reader) HasMetadata(root namespace.Digest) bool {
+	return r.eachHere(root, func(*catalog.Catalog) bool { return true })
+}
+
+// eachHere reports whether all catalogs of a tree are here, and ok of all of them.
+func (r *Reader) eachHere(root namespace.Digest, ok func(*catalog.Catalog) bool) bool {
+	seen := map[namespace.Digest]bool{root: true}
 	for todo := []namespace.Digest{root}; len(todo) > 0; {
 		d := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
 		cat, err := r.c.objects.open(d)
-		if err != nil || !h.allHere(cat) {
+		if err != nil || !ok(cat) {
 			return false
 		}
 		for _, below := range cat.AllNested() {

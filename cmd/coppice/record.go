@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"time"
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/fusefs"
@@ -23,6 +24,8 @@ type recording struct {
 	rec    *cache.Recorder
 	root   namespace.Digest
 	server *fusefs.Server
+	end    context.CancelFunc
+	over   chan struct{} // closed when the mount is gone
 }
 
 // recordRequest asks for a recording of what is mounted at Dir.
@@ -37,7 +40,7 @@ type recordReply struct {
 	Error   *controlError     `json:"error,omitempty"`
 }
 
-// recordedRequest asks what was accessed in the recorded mount at Dir.
+// recordedRequest asks what was accessed in the recorded mount at Dir, and ends it.
 type recordedRequest struct {
 	Dir string `json:"dir"`
 }
@@ -70,10 +73,9 @@ func (d *daemon) record(w http.ResponseWriter, r *http.Request) {
 		e, err = d.find(req.Dir)
 	}
 	var reply recordReply
-	var over chan struct{}
+	var rec *recording
 	if err == nil {
-		over = make(chan struct{})
-		reply, err = d.beginRecording(r.Context(), e, over)
+		reply, rec, err = d.beginRecording(r.Context(), e)
 	}
 	if err != nil {
 		reply.Error = wireError(err)
@@ -81,31 +83,30 @@ func (d *daemon) record(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(reply)
 	_ = http.NewResponseController(w).Flush()
 	if err == nil {
-		<-over
+		<-rec.over
 	}
 }
 
-// beginRecording mounts the active version of e once more. over is closed when the mount is gone, after
-// ctx has ended.
-func (d *daemon) beginRecording(ctx context.Context, e *endpoint, over chan struct{}) (reply recordReply, err error) {
+// beginRecording mounts the active version of e once more, until ctx ends.
+func (d *daemon) beginRecording(ctx context.Context, e *endpoint) (reply recordReply, rec *recording, err error) {
 	active := e.activePointer()
 	m, err := e.manifest(ctx, active.Manifest)
 	if err != nil {
-		return reply, err
+		return reply, nil, err
 	}
 	base := filepath.Join(e.req.RunDir, "record")
 	if err := os.MkdirAll(base, 0o700); err != nil {
-		return reply, disk.Error("create", base, err)
+		return reply, nil, disk.Error("create", base, err)
 	}
 	dir, err := os.MkdirTemp(base, "")
 	if err != nil {
-		return reply, disk.Error("create in", base, err)
+		return reply, nil, disk.Error("create in", base, err)
 	}
-	rec := &recording{e: e, rec: e.view.Record(), root: m.Root}
+	rec = &recording{e: e, rec: e.view.Record(), root: m.Root, over: make(chan struct{})}
 	rec.server, err = fusefs.Mount(ctx, fusefs.Options{Dir: dir, Source: rec.rec, RunDir: filepath.Join(e.req.RunDir, "fuse"),
 		Name: e.req.Target, AllowSuid: e.req.AllowSuid, AllowDev: e.req.AllowDev, Exact: true, ReadAheadKB: readAheadCold, Logger: e.log})
 	if err != nil {
-		return reply, errors.Join(err, os.Remove(dir))
+		return reply, nil, errors.Join(err, os.Remove(dir))
 	}
 	if _, err = rec.server.Activate(ctx, m.Root, active.Version.String()); err == nil && rec.server.Status().Mode != fusefs.ModeBeneath {
 		err = namespace.WithHint(namespace.E(namespace.Denied, "record", e.req.Dir, errors.New("a private mount needs root")),
@@ -116,22 +117,24 @@ func (d *daemon) beginRecording(ctx context.Context, e *endpoint, over chan stru
 		err = namespace.E(namespace.Unavailable, "record", e.req.Dir, errEnding)
 	}
 	if err == nil {
+		ctx, rec.end = context.WithCancel(ctx)
 		d.records[dir] = rec
-		e.work.Go(func() { d.endRecording(ctx, dir, rec, over) })
+		e.work.Go(func() { d.endRecording(ctx, dir, rec) })
 	}
 	d.mu.Unlock()
 	if err != nil {
 		uerr := rec.server.Unmount(true)
 		rec.server.Wait()
-		return reply, errors.Join(err, uerr, os.Remove(dir))
+		return reply, nil, errors.Join(err, uerr, os.Remove(dir))
 	}
 	e.log.Info("recording", "version", active.Version.String())
-	return recordReply{Dir: dir, Version: active.Version}, nil
+	return recordReply{Dir: dir, Version: active.Version}, rec, nil
 }
 
 // endRecording takes a recorded mount away when ctx, or its endpoint, has ended.
-func (d *daemon) endRecording(ctx context.Context, dir string, rec *recording, over chan struct{}) {
-	defer close(over)
+func (d *daemon) endRecording(ctx context.Context, dir string, rec *recording) {
+	defer close(rec.over)
+	defer rec.end()
 	select {
 	case <-ctx.Done():
 	case <-rec.e.ctx.Done():
@@ -142,11 +145,17 @@ func (d *daemon) endRecording(ctx context.Context, dir string, rec *recording, o
 	if err := rec.server.Unmount(true); err != nil {
 		rec.e.log.Warn("recorded mount not taken away", "error", err)
 	}
-	rec.server.Wait()
+	gone := make(chan struct{})
+	go func() { defer close(gone); rec.server.Wait() }()
+	select {
+	case <-gone:
+	case <-time.After(leaveWithin): // the command left somebody behind, who must not keep the daemon
+		rec.e.log.Warn("a recorded mount is still in use")
+	}
 	_ = os.Remove(dir)
 }
 
-// recorded returns what was accessed so far.
+// recorded returns what was accessed, when the mount is gone.
 func (d *daemon) recorded(ctx context.Context, req recordedRequest) (accessed, error) {
 	d.mu.Lock()
 	rec := d.records[req.Dir]
@@ -154,7 +163,9 @@ func (d *daemon) recorded(ctx context.Context, req recordedRequest) (accessed, e
 	if rec == nil {
 		return accessed{}, namespace.E(namespace.NotExist, "record", req.Dir, errors.New("no such recording"))
 	}
-	return rec.e.accessed(ctx, rec.root, rec.rec.Accesses())
+	rec.end()
+	<-rec.over // which takes no longer than leaveWithin
+	return rec.e.accessed(ctx, rec.rec.Accesses(), rec.root)
 }
 
 // misses returns what reads of the version at a mount had to wait for.
@@ -167,17 +178,30 @@ func (d *daemon) misses(ctx context.Context, req missesRequest) (accessed, error
 	if err != nil {
 		return accessed{}, err
 	}
+	roots := []namespace.Digest{m.Root}
+	if before := e.before(); !before.Manifest.IsZero() { // what was missed of it is not lost with it
+		if m, err := e.manifest(ctx, before.Manifest); err == nil && e.view.HasMetadata(m.Root) {
+			roots = append(roots, m.Root)
+		}
+	}
 	all := d.cache.Misses()
-	a, err := e.accessed(ctx, m.Root, all)
+	a, err := e.accessed(ctx, all, roots...)
 	if err == nil && req.Forget {
 		d.cache.ForgetMisses(all)
 	}
 	return a, err
 }
 
-// accessed says what accesses were to, in the tree at root.
-func (e *endpoint) accessed(ctx context.Context, root namespace.Digest, all []catalog.Access) (a accessed, err error) {
+// before returns the pointer that was active before.
+func (e *endpoint) before() namespace.Pointer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.previous
+}
+
+// accessed says what accesses were to, in the trees at roots.
+func (e *endpoint) accessed(ctx context.Context, all []catalog.Access, roots ...namespace.Digest) (a accessed, err error) {
 	a.Version = e.activePointer().Version
-	a.Entries, a.Others, err = catalog.ProfileEntries(ctx, e.view, root, all)
+	a.Entries, a.Others, err = catalog.ProfileEntries(ctx, e.view, all, roots...)
 	return a, err
 }

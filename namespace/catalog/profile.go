@@ -111,13 +111,16 @@ type Access struct {
 // AccessCatalog is the Index of an Access that loaded a catalog.
 const AccessCatalog = ^uint32(0)
 
-// ProfileEntries is the way back from ResolveProfile: accesses to the tree whose root catalog is root as
-// entries of a profile, in their order. Accesses to anything else are left out, and counted in others.
-// It loads all catalogs of the tree. Kinds: those of the loader, Corrupt, Limit.
-func ProfileEntries(ctx context.Context, l Loader, root namespace.Digest, all []Access) (entries []namespace.ProfileEntry, others int, err error) {
-	places, err := placeCatalogs(ctx, l, root)
-	if err != nil {
-		return nil, 0, err
+// ProfileEntries is the way back from ResolveProfile: accesses to the trees whose root catalogs are roots,
+// which are versions of one namespace, as entries of a profile, in their order. Accesses to anything else
+// are left out, and counted in others. It loads all catalogs of the trees. Kinds: those of the loader,
+// Corrupt.
+func ProfileEntries(ctx context.Context, l Loader, all []Access, roots ...namespace.Digest) (entries []namespace.ProfileEntry, others int, err error) {
+	places := map[namespace.Digest]*placed{}
+	for _, root := range roots {
+		if err := placeCatalogs(ctx, l, root, places); err != nil {
+			return nil, 0, err
+		}
 	}
 	for _, a := range all {
 		at := places[a.Catalog]
@@ -148,13 +151,16 @@ type placed struct {
 	files []int // with chunks, in order; nil: not looked for yet
 }
 
-// placeCatalogs finds the path of every catalog of a tree, the first of several.
-func placeCatalogs(ctx context.Context, l Loader, root namespace.Digest) (map[namespace.Digest]*placed, error) {
+// placeCatalogs finds the path of every catalog of a tree that is not in all, the first of several.
+func placeCatalogs(ctx context.Context, l Loader, root namespace.Digest, all map[namespace.Digest]*placed) error {
+	if all[root] != nil {
+		return nil
+	}
 	c, err := l.Catalog(ctx, root)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	all := map[namespace.Digest]*placed{root: {c: c}}
+	all[root] = &placed{c: c}
 	for queue := []*placed{all[root]}; len(queue) > 0; queue = queue[1:] {
 		at := queue[0]
 		for i := range at.c.Len() {
@@ -164,16 +170,16 @@ func placeCatalogs(ctx context.Context, l Loader, root namespace.Digest) (map[na
 			}
 			sub, err := at.c.Enter(ctx, l, i)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			all[ref.Digest] = &placed{c: sub, path: at.pathOf(i)}
 			queue = append(queue, all[ref.Digest])
 		}
 		if err := ctx.Err(); err != nil {
-			return nil, namespace.E(namespace.KindOf(err), "look through", root.String(), err)
+			return namespace.E(namespace.KindOf(err), "look through", root.String(), err)
 		}
 	}
-	return all, nil
+	return nil
 }
 
 // pathOf returns the path of entry i, relative to the tree's root.

@@ -59,7 +59,7 @@ func TestProfileThereAndBack(t *testing.T) {
 		access("lib/big", 3), access("lib/big", 0), access("lib/big", 1), access("etc/conf", 0), tool,
 		{Catalog: namespace.Sum([]byte("another tree")), Index: 1}, {Catalog: root, Index: 1 << 30},
 	}
-	entries, others, err := catalog.ProfileEntries(ctx, s, root, accesses)
+	entries, others, err := catalog.ProfileEntries(ctx, s, accesses, root)
 	want := []namespace.ProfileEntry{{Path: "bin"}, {Path: "bin/tool00007"}, {Path: "lib/big", Off: 30, Len: 10},
 		{Path: "lib/big", Off: 0, Len: 20}, {Path: "etc/conf"}}
 	if err != nil || others != 2 || !reflect.DeepEqual(entries, want) {
@@ -89,7 +89,12 @@ func TestProfileThereAndBack(t *testing.T) {
 	// The next version: a file went, another is cut in other places.
 	tree = dir("", dir("bin", sized("tool00001", "tool1")), dir("etc", sized("conf", "conf"), sized("empty")),
 		dir("lib", sized("big", "n0", "b1", "n2", "b3", "n4"), sized("copy", "conf")))
-	if r, err = catalog.ResolveProfile(ctx, s, s.split(t, tree), p); err != nil || r.Absent != 4 || len(r.Catalogs) != 1 ||
+	next := s.split(t, tree)
+	if again, others, err := catalog.ProfileEntries(ctx, s, append(accesses, catalog.Access{Catalog: next, Index: catalog.AccessCatalog}), next, root); err != nil ||
+		others != 2 || !reflect.DeepEqual(again, entries) {
+		t.Errorf("of two versions: %+v, %d others, %v", again, others, err)
+	}
+	if r, err = catalog.ResolveProfile(ctx, s, next, p); err != nil || r.Absent != 4 || len(r.Catalogs) != 1 ||
 		len(r.Chunks) != 5 || r.Chunks[0].Digest != namespace.Sum([]byte("b3")) {
 		t.Errorf("in the next version: %+v, %v", r, err)
 	}
