@@ -173,6 +173,9 @@ func (r *Reader) Whole(root namespace.Digest) bool {
 	return r.eachHere(root, h.allHere)
 }
 
+// Local reports whether a chunk is here, as far as can be told without reading it.
+func (r *Reader) Local(chunk namespace.Digest) bool { return r.c.holds(chunk) }
+
 // HasMetadata reports whether all catalogs of the tree whose root catalog is root are here.
 func (r *Reader) HasMetadata(root namespace.Digest) bool {
 	return r.eachHere(root, func(*catalog.Catalog) bool { return true })

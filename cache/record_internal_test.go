@@ -120,3 +120,25 @@ func TestRecorder(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
+
+// FuzzMisses opens whatever lies where the misses should be: what is kept of it reads the same again.
+func FuzzMisses(f *testing.F) {
+	a := catalog.Access{Catalog: namespace.Sum([]byte("a")), Index: 7}
+	f.Add(encodeMiss([]byte(missesMagic), a))
+	f.Add([]byte(missesMagic))
+	f.Add([]byte("something else"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		path := filepath.Join(t.TempDir(), "misses")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var first, again misses
+		first.open(path)
+		first.close()
+		again.open(path)
+		defer again.close()
+		if !slices.Equal(first.all, again.all) || len(again.all) > missesMax {
+			t.Fatalf("%v, then %v", first.all, again.all)
+		}
+	})
+}

@@ -54,6 +54,13 @@ type Source interface {
 	ReadChunk(ctx context.Context, ref namespace.ChunkRef, p []byte, off int64) (int, error)
 }
 
+// A LocalSource is a Source that can tell whether a chunk is to be had without waiting for a network.
+// What is put into the page cache before it is asked for is only what is.
+// Capability: found by type assertion on the Source.
+type LocalSource interface {
+	Local(chunk namespace.Digest) bool
+}
+
 // Options configure a mount. Dir and Source are required.
 type Options struct {
 	Dir    string // absolute; an existing directory, or, without privileges, absent, empty or ours

@@ -97,6 +97,9 @@ func (p *pusher) push(t pushTask, buf []byte) int {
 		if !p.raw.table.known(node) {
 			continue
 		}
+		if !p.local(c, i) {
+			return i - 1 // a guess is not worth a wait, nor the link of who waits
+		}
 		n, err := p.raw.readAt(ctx, t.in, i, buf[:e.Size], 0)
 		if err != nil || p.store(node, 0, buf[:n]) == fuse.ENOSYS {
 			return end // whoever asks for it meets the error
@@ -105,6 +108,17 @@ func (p *pusher) push(t pushTask, buf []byte) int {
 		budget -= n
 	}
 	return i - 1
+}
+
+// local reports whether all of file i is to be had at once.
+func (p *pusher) local(c *catalog.Catalog, i int) bool {
+	src, ok := p.raw.src.(LocalSource)
+	for lo, hi := c.Chunks(i); ok && lo < hi; lo++ {
+		if ch := c.Chunk(lo); !ch.Hole() && !src.Local(ch.Digest) {
+			return false
+		}
+	}
+	return true
 }
 
 // known reports whether the kernel knows a node.
