@@ -94,12 +94,12 @@ for l in "20ms 100" "80ms 20"; do
     bytes=$(($(field $w stored_bytes) + $(field $w catalog_bytes)))
     files=$(python3 -c 'import json,sys; print(len({e["path"] for e in json.load(open(sys.argv[1]))["entries"]}))' "$WORK/$w.profile")
     ideal=$(echo "scale=3; $bytes * 8 / ($mbit * 1000000) + 4 * ${rtt%ms} / 1000" | bc)
-    naive=$(echo "scale=1; $bytes * 8 / ($mbit * 1000000) + $files * ${rtt%ms} / 1000" | bc)
+    naive=$(echo "$bytes * 8 / ($mbit * 1000000) + $files * ${rtt%ms} / 1000" | bc -l)
     URL=$PLAIN; link "$rtt" "$mbit"
     without=$(for _ in $(seq "$RUNS"); do cold $w; done | median); read -r n0 b0 <"$WORK/count"
     URL=$LAID; link "$rtt" "$mbit"
     with=$(for _ in $(seq "$RUNS"); do cold $w; done | median); read -r n1 b1 <"$WORK/count"
-    printf '| %s, %s Mbit/s | `%s` | %.1f MB, %d files | %.2f | %d, %.1f MB | %.2f | %.2f | %d, %.1f MB | %.2f | %s |\n' "$rtt" "$mbit" "$(workload $w | cut -d'&' -f1 | xargs -0 echo -n)" \
+    printf '| %s, %s Mbit/s | `%s` | %.1f MB, %d files | %.2f | %d, %.1f MB | %.2f | %.2f | %d, %.1f MB | %.2f | %.1f |\n' "$rtt" "$mbit" "$(workload $w | cut -d'&' -f1 | xargs -0 echo -n)" \
       "$(echo "scale=2; $bytes / 1000000" | bc)" "$files" "$with" "$n1" "$(echo "scale=2; $b1 / 1000000" | bc)" "$(echo "scale=2; $with / $ideal" | bc)" \
       "$without" "$n0" "$(echo "scale=2; $b0 / 1000000" | bc)" "$(echo "scale=2; $without / $ideal" | bc)" "$naive"
   done
