@@ -11,7 +11,7 @@ NEEDS   := fusermount3=fuse3 rsync=rsync setfattr=attr setfacl=acl setcap=libcap
            zstd=zstd xz=xz-utils unshare=util-linux setpriv=util-linux gcc=gcc libc6-dev:/usr/include/stdio.h=libc6-dev
 NEEDS_OS := debootstrap=debootstrap curl=curl bc=bc time=time
 
-.PHONY: help build test test-long bench bench-patch demo demo-os docs fmt needs needs-os clean
+.PHONY: help build test test-long bench bench-patch bench-links demo demo-os docs fmt needs needs-os clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,6 +35,10 @@ bench: build needs needs-os ## measure against native file systems; prints the t
 
 bench-patch: build needs needs-os ## the same for patching: transactions, deltas, re-imports
 	internal/demo/bench-patch.sh
+
+bench-links: build needs needs-os ## measure cold starts and hydration through slow links
+	$(GO) build -o bin/slowlink ./internal/slowlink
+	internal/demo/links.sh
 
 demo: build ## the main job on the Go toolchain: import, publish, serve, mount, compile, swap, roll back
 	internal/demo/demo.sh

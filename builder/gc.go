@@ -147,6 +147,9 @@ func (c *collector) mark() error {
 			added = added || !c.blobs[d]
 			c.blobs[d] = true
 		}
+		if err := c.markLayouts(kept.Layouts); err != nil {
+			return err
+		}
 		var starts []catalogAt
 		for _, t := range kept.Trees {
 			c.must[t.Root] = c.must[t.Root] || t.Newest

@@ -40,8 +40,13 @@ type NamedRoot struct {
 type Retained struct {
 	// Trees are root catalogs, retained with everything below. Some may be missing: see Missing.
 	Trees []NamedRoot
-	// Blobs are manifests, replaced pointers and tables of packages.
+	// Blobs are manifests, replaced pointers, tables of packages and profiles.
 	Blobs []namespace.Digest
+	// Layouts are those of profiles for roots among Trees, retained with the packs they name, which may
+	// hold more than locators lead to. They are derived: one that is missing costs a cold start time.
+	Layouts []namespace.LayoutRef
+	// Profiles names the profile refs of which something is retained.
+	Profiles []string
 	// Dropped are root catalogs and manifests of versions that do not count.
 	Dropped []namespace.Digest
 	// Missing names versions whose manifest is not there: they were collected before.
@@ -51,19 +56,20 @@ type Retained struct {
 // Retain reads the refs of an origin and applies the policy. Kinds: those of trust.Refs; Corrupt (a
 // manifest, or the history of a channel).
 func (p Policy) Retain(ctx context.Context, refs trust.Refs, from namespace.Fetcher) (Retained, error) {
-	r := &retaining{Policy: p, refs: refs, from: from, manifests: map[namespace.Digest]bool{}}
+	r := &retaining{Policy: p, refs: refs, from: from, manifests: map[namespace.Digest]bool{}, namespaces: map[string]bool{}}
 	for _, kind := range []struct {
 		name string
 		add  func(context.Context, string) error
 	}{
 		{namespace.TreeRef, r.tree}, {namespace.NamespaceRef, r.namespace}, {namespace.ChannelRef, r.channel},
+		{namespace.ProfileRef, r.profiles}, // last: it follows from what else is retained
 	} {
 		names, err := refs.Reader.Refs(ctx, kind.name)
 		if err != nil {
 			return r.Retained, err
 		}
 		for _, name := range names {
-			if p.Only != nil && !p.Only(namespace.RefName{Kind: kind.name, Name: name}) {
+			if p.Only != nil && !p.Only(namespace.RefName{Kind: kind.name, Name: name}) && !(kind.name == namespace.ProfileRef && r.namespaces[name]) {
 				continue
 			}
 			r.name = namespace.RefName{Kind: kind.name, Name: name}
@@ -82,6 +88,8 @@ type retaining struct {
 	from      namespace.Fetcher
 	name      namespace.RefName         // being read
 	manifests map[namespace.Digest]bool // those looked at; false: not there
+
+	namespaces map[string]bool // of which a version is retained
 }
 
 // note tells Bad of err, if it is one of the data.
@@ -185,6 +193,7 @@ func (r *retaining) manifest(ctx context.Context, d namespace.Digest, name strin
 	}
 	r.Trees = append(r.Trees, NamedRoot{Root: m.Root, Name: name, Newest: newest})
 	r.manifests[d], r.Blobs = true, append(r.Blobs, d)
+	r.namespaces[m.Name] = true
 	for _, mount := range m.Mounts {
 		r.Trees = append(r.Trees, NamedRoot{Root: mount.Tree, Name: name, Newest: newest})
 	}

@@ -50,7 +50,7 @@ type SyncReport struct {
 func Sync(ctx context.Context, src namespace.Source, dst namespace.Origin, o SyncOptions) (SyncReport, error) {
 	s := &syncer{src: src, dst: dst, o: o, packs: newRenewer(dst, namespace.Pack), want: map[namespace.Digest]bool{}}
 	s.report.Copied = map[string]Tally{}
-	steps := []func(context.Context) error{s.trust, s.snapshot, s.blobs, s.trees, s.copyPacks, s.writeRefs}
+	steps := []func(context.Context) error{s.trust, s.snapshot, s.blobs, s.layouts, s.trees, s.copyPacks, s.writeRefs}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return s.report, err
@@ -108,14 +108,14 @@ func (s *syncer) trust(ctx context.Context) error {
 // snapshot reads all refs that are chosen, and checks that none goes back.
 func (s *syncer) snapshot(ctx context.Context) error {
 	taken := refSnapshot{}
-	for _, kind := range []string{namespace.TrustRef, namespace.TreeRef, namespace.NamespaceRef, namespace.ChannelRef} {
+	for _, kind := range []string{namespace.TrustRef, namespace.TreeRef, namespace.NamespaceRef, namespace.ProfileRef, namespace.ChannelRef} {
 		names, err := s.src.Refs(ctx, kind)
 		if err != nil {
 			return err
 		}
 		for _, name := range names {
 			n := namespace.RefName{Kind: kind, Name: name}
-			if n == trust.RootName || kind != namespace.TrustRef && s.o.Policy.Only != nil && !s.o.Policy.Only(n) {
+			if n == trust.RootName || kind != namespace.TrustRef && kind != namespace.ProfileRef && s.o.Policy.Only != nil && !s.o.Policy.Only(n) {
 				continue
 			}
 			if err := s.take(ctx, n); err != nil {
@@ -127,6 +127,7 @@ func (s *syncer) snapshot(ctx context.Context) error {
 	var err error
 	s.kept, err = s.o.Policy.Retain(ctx, trust.Refs{Reader: taken, Root: s.root}, s.src)
 	s.report.Missing = s.kept.Missing
+	s.dropProfiles()
 	return err
 }
 

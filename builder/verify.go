@@ -25,6 +25,9 @@ type VerifyOptions struct {
 	// Names are what people call the roots. With them faults say which versions need what is
 	// damaged, and a version that a collection dropped is no fault.
 	Names []NamedRoot
+	// Layouts are those that records of profiles name: everything is where they say. That one is missing
+	// is no fault if its version was dropped.
+	Layouts []namespace.LayoutRef
 	// Total, if set, is told how many objects and stored bytes there are to read, once, beforehand;
 	// with Quick these are at most so many catalogs, and no bytes are counted.
 	Total func(objects, bytes uint64)
@@ -84,6 +87,7 @@ func VerifyStore(ctx context.Context, store namespace.Store, roots []namespace.D
 		content(namespace.Blob, v.blob),
 		content(namespace.Delta, v.delta),
 		func() error { return v.trees(roots) },
+		v.layouts,
 		v.blame,
 	} {
 		if err := step(); err != nil {

@@ -8,6 +8,7 @@
 //	objects/ab/<hex>.loc   locators, as stored by the origin
 //	segments/NNNNNNNN.seg  append-only records of frames as they were fetched (segment.go)
 //	misses.json            what reads needed and did not get (misses.go)
+//	waits                  what reads had to wait for, first accesses only (record.go); a hint
 //	index.db               bbolt: chunk digest → where in which segment (index.go); derived
 //
 // # Invariants
@@ -85,6 +86,7 @@ type Cache struct {
 	ahead    ahead
 	scratch  scratch
 	misses   *misses
+	waits    waits
 
 	triggers    triggers
 	room        sync.Mutex   // one makes room at a time
@@ -118,6 +120,7 @@ func Open(o Options) (*Cache, error) {
 	c.objects.written = func(n int64) { c.objectBytes.Add(n) }
 	c.ahead.queue = make(chan frameKey, aheadQueue)
 	c.sweepTemporary()
+	c.waits.open(filepath.Join(o.Dir, "waits"))
 	c.objectBytes.Store(c.objects.bytes())
 	if c.segments, err = openSegments(filepath.Join(o.Dir, "segments"), o.QuotaBytes, o.ops); err == nil {
 		if c.segments.lowers, err = openLowers(o.Lower, c.log); err != nil {
@@ -272,5 +275,6 @@ func (c *Cache) release() {
 		}
 	}
 	c.objects.close()
+	c.waits.close()
 	c.lock.Close()
 }

@@ -86,12 +86,15 @@ func (r *Reader) flyTo(src source, i int, key flightKey) *flight {
 	fl := r.c.flights.find(key)
 	if fl == nil {
 		limit, sequential := r.run.limit(src.loc.Place(i))
+		if !sequential {
+			limit = r.pace.window()
+		}
 		w := r.c.plan(src, i, limit, gapMax)
 		r.run.planned(w.frames[len(w.frames)-1])
 		fl = r.launch(w, r.following(sequential, src, w.next, limit), nil, true)
 	}
-	if fl.urgent != nil {
-		fl.urgent.raise()
+	if fl.alarm != nil {
+		fl.alarm.raise()
 	}
 	if fl.follow != nil {
 		fl.follow()
@@ -158,7 +161,7 @@ func (r *Reader) fetch(frames []planned, fl []*flight, show bool) {
 		ctx, cancel := context.WithTimeout(r.c.flights.ctx, fetchTimeout)
 		defer cancel()
 		if !show {
-			ctx = namespace.InBackground(ctx, fl[0].urgent.closed)
+			ctx = namespace.InBackground(ctx, fl[0].alarm.closed)
 		}
 		done, err = r.fetchRange(ctx, frames[:missing], fl, show)
 	}
@@ -185,15 +188,25 @@ func (r *Reader) here(f planned) bool {
 func (r *Reader) fetchRange(ctx context.Context, frames []planned, fl []*flight, show bool) (done int, err error) {
 	first, last := frames[0], frames[len(frames)-1]
 	key := namespace.Key{Class: namespace.Pack, Digest: first.Pack}
+	arrived := func() {}
+	if show {
+		arrived = r.urgent.begin()
+		defer arrived()
+	}
+	clock := r.pace.start()
 	body, err := r.get(ctx, key, first.FrameOff, last.end()-first.FrameOff)
 	if err != nil {
 		return 0, err
 	}
+	clock.answered()
 	defer body.Close()
 	scratch := r.c.scratch.get()
 	defer r.c.scratch.put(scratch)
 	at := first.FrameOff
 	for i, f := range frames {
+		if i > 0 || !show { // nobody waits for it, as far as is known: who waits goes before
+			clock.paused(r.urgent.yield(ctx))
+		}
 		rec, err := readFrame(body, f, &at, *scratch)
 		if err != nil {
 			err = namespace.E(fetchKind(err), "fetch", key.String(), err)
@@ -208,6 +221,8 @@ func (r *Reader) fetchRange(ctx context.Context, frames []planned, fl []*flight,
 			namespace.Reject(body, err)
 		}
 		r.c.flights.end(f.key(), fl[i], plain, err)
+		arrived()
+		clock.received(int64(f.FrameLen))
 		if r.c.index.waiting() > pendingMax {
 			_ = r.c.index.flush() // if it fails, the next regular one says so
 		}

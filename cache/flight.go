@@ -27,18 +27,18 @@ type flight struct {
 	plain []byte
 	// follow starts the fetch of what comes next, once; nil if nothing should.
 	follow func()
-	// urgent is closed when somebody waits for a flight that nobody waited for, and for those that go
+	// alarm is closed when somebody waits for a flight that nobody waited for, and for those that go
 	// with it.
-	urgent *urgency
+	alarm *alarm
 }
 
-// urgency is a channel that many may close.
-type urgency struct {
+// alarm is a channel that many may close.
+type alarm struct {
 	once   sync.Once
 	closed chan struct{}
 }
 
-func (u *urgency) raise() { u.once.Do(func() { close(u.closed) }) }
+func (a *alarm) raise() { a.once.Do(func() { close(a.closed) }) }
 
 // flights holds what is being fetched, so that concurrent misses are one request.
 type flights struct {
@@ -88,12 +88,12 @@ func (fs *flights) begin(keys []flightKey, follow func(), fly func([]*flight)) (
 		return f, false
 	}
 	var all []*flight
-	urgent := &urgency{closed: make(chan struct{})}
+	wanted := &alarm{closed: make(chan struct{})}
 	for _, k := range keys {
 		if fs.byKey[k] != nil {
 			break
 		}
-		f := &flight{done: make(chan struct{}), urgent: urgent}
+		f := &flight{done: make(chan struct{}), alarm: wanted}
 		fs.byKey[k] = f
 		all = append(all, f)
 	}

@@ -20,6 +20,10 @@ type Reader struct {
 	link link
 
 	watch Watch // nil: requests tell
+
+	expected expected // of a prefetch
+	urgent   urgency  // reads that wait
+	pace     pace
 }
 
 // Reader returns a view of the cache that fills misses from an origin.
@@ -36,6 +40,8 @@ func (r *Reader) Catalog(ctx context.Context, d namespace.Digest) (*catalog.Cata
 	ctx, cancel, err := r.bounded(ctx, d)
 	if err == nil {
 		defer cancel()
+		r.c.waits.note(catalog.Access{Catalog: d, Index: catalog.AccessCatalog})
+		defer r.urgent.begin()()
 		cat, err = r.catalog(ctx, d)
 	}
 	if err != nil {
@@ -251,6 +257,12 @@ func (r *Reader) readRemote(ctx context.Context, ref namespace.ChunkRef, p []byt
 		return r.searched(ref, p, off, err)
 	}
 	defer cancel()
+	if r.promote(ctx, ref.Digest) {
+		if n, err := r.c.readLocal(ref, p, off); err == nil {
+			return n, nil
+		}
+	}
+	r.c.waits.note(catalog.Access{Catalog: ref.Catalog, Index: ref.Index})
 	for range readAttempts {
 		var got []byte
 		if got, err = r.fetchChunk(ctx, ref); err != nil {

@@ -54,6 +54,13 @@ type Source interface {
 	ReadChunk(ctx context.Context, ref namespace.ChunkRef, p []byte, off int64) (int, error)
 }
 
+// A LocalSource is a Source that can tell whether a chunk is to be had without waiting for a network.
+// What is put into the page cache before it is asked for is only what is.
+// Capability: found by type assertion on the Source.
+type LocalSource interface {
+	Local(chunk namespace.Digest) bool
+}
+
 // Options configure a mount. Dir and Source are required.
 type Options struct {
 	Dir    string // absolute; an existing directory, or, without privileges, absent, empty or ours
@@ -65,8 +72,10 @@ type Options struct {
 	// AllowSuid lets setuid bits and file capabilities have effect, AllowDev devices.
 	AllowSuid, AllowDev bool
 	// DenyExec keeps programs of the tree from being executed.
-	DenyExec    bool
-	ReadAheadKB int           // of the mount's backing device; default 4096
+	DenyExec bool
+	// Exact puts nothing into the page cache that nobody asked for, so that every first access is seen.
+	Exact       bool
+	ReadAheadKB int           // of the mount's backing device, see SetReadAhead; default 4096
 	Timeout     time.Duration // bound of one request; default 60 s
 	Logger      *slog.Logger  // default: discard
 }

@@ -26,6 +26,7 @@ type pusher struct {
 	raw   *rawFS
 	store func(node uint64, off int64, data []byte) fuse.Status
 	queue chan pushTask
+	off   bool
 
 	mu   sync.Mutex
 	in   *instance // of the last small file read, at entry
@@ -42,6 +43,9 @@ func newPusher(r *rawFS) *pusher { return &pusher{raw: r, queue: make(chan pushT
 
 // note is told that a small file was read from its beginning.
 func (p *pusher) note(in *instance, entry int) {
+	if p.off {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	sequential := in == p.in && entry > p.last && entry <= max(p.last, p.upTo)+pushNearness
@@ -93,6 +97,9 @@ func (p *pusher) push(t pushTask, buf []byte) int {
 		if !p.raw.table.known(node) {
 			continue
 		}
+		if !p.local(c, i) {
+			return i - 1 // a guess is not worth a wait, nor the link of who waits
+		}
 		n, err := p.raw.readAt(ctx, t.in, i, buf[:e.Size], 0)
 		if err != nil || p.store(node, 0, buf[:n]) == fuse.ENOSYS {
 			return end // whoever asks for it meets the error
@@ -101,6 +108,17 @@ func (p *pusher) push(t pushTask, buf []byte) int {
 		budget -= n
 	}
 	return i - 1
+}
+
+// local reports whether all of file i is to be had at once.
+func (p *pusher) local(c *catalog.Catalog, i int) bool {
+	src, ok := p.raw.src.(LocalSource)
+	for lo, hi := c.Chunks(i); ok && lo < hi; lo++ {
+		if ch := c.Chunk(lo); !ch.Hole() && !src.Local(ch.Digest) {
+			return false
+		}
+	}
+	return true
 }
 
 // known reports whether the kernel knows a node.

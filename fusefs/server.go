@@ -65,6 +65,7 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	s.raw = &rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), src: o.Source, table: s.table, log: o.Logger,
 		timeout: o.Timeout, generations: s.generation}
 	s.raw.push, s.metrics = newPusher(s.raw), newMetrics(s.raw)
+	s.raw.push.off = o.Exact
 	s.fuse, err = m.serve(s.metrics, kernelOptions(o))
 	if err != nil {
 		return nil, errors.Join(err, m.close())
@@ -150,7 +151,7 @@ func (s *Server) Activate(ctx context.Context, root namespace.Digest, label stri
 		s.active.MountID = at.mount
 	}
 	if first {
-		s.raiseReadAhead()
+		s.readAhead(s.o.ReadAheadKB)
 	}
 	return s.active, nil
 }
@@ -185,15 +186,25 @@ func (s *Server) isDraining(root namespace.Digest) bool {
 	return slices.ContainsFunc(s.draining, func(g Generation) bool { return g.Root == root })
 }
 
-// raiseReadAhead lets the kernel read further ahead than its default of 128 KiB. It needs the
-// device number, which mountinfo tells without asking the file system. Best effort.
-func (s *Server) raiseReadAhead() {
+// SetReadAhead lets the kernel read so far ahead from now on. Best effort: without privileges its
+// default of 128 KiB stays.
+func (s *Server) SetReadAhead(kb int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.gone && !s.active.Root.IsZero() {
+		s.readAhead(kb)
+	}
+}
+
+// readAhead sets the read-ahead. It needs the device number, which mountinfo tells without asking the
+// file system.
+func (s *Server) readAhead(kb int) {
 	dev, ok := deviceOf(s.active.at.mount)
 	if !ok {
 		return
 	}
 	path := fmt.Sprintf("/sys/class/bdi/%s/read_ahead_kb", dev)
-	if err := os.WriteFile(path, []byte(strconv.Itoa(s.o.ReadAheadKB)), 0); err != nil {
+	if err := os.WriteFile(path, []byte(strconv.Itoa(kb)), 0); err != nil {
 		s.o.Logger.Debug("read-ahead not raised", "error", err)
 	}
 }

@@ -56,6 +56,19 @@ const (
 	// RefNameBytesMax bounds a tree's, namespace's or channel's name.
 	RefNameBytesMax = 200
 
+	// ProfileEntriesMax bounds a profile: more than the files that a desktop reads until somebody works.
+	ProfileEntriesMax = 64 << 10
+	// ProfileRangesMax bounds the ranges of one file in a profile; checking them is quadratic.
+	ProfileRangesMax = 512
+	// ProfileBytesMax bounds a profile's record.
+	ProfileBytesMax = 16 << 20
+	// ProfilesMax bounds the profiles of one namespace.
+	ProfilesMax = 64
+	// LayoutsMax bounds the versions for which a profile's layout is kept: those that channels name.
+	LayoutsMax = 8
+	// LayoutBytesMax bounds a layout: some 45 bytes for each chunk.
+	LayoutBytesMax = 64 << 20
+
 	// LayersMax bounds the layers of a container image: eight times what container engines take.
 	LayersMax = 1024
 	// ImageRecordBytesMax bounds an index, manifest or configuration of a container image: what

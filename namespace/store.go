@@ -102,7 +102,7 @@ type Ager interface {
 	DeleteOlder(ctx context.Context, k Key, t time.Time) (bool, error)
 }
 
-// RefName names a ref: its kind ("tree", "namespace", "channel", "trust") and a name that
+// RefName names a ref: its kind ("tree", "namespace", "channel", "profile", "trust") and a name that
 // [CheckName] accepts.
 type RefName struct {
 	Kind string
@@ -114,6 +114,7 @@ const (
 	TreeRef      = "tree"
 	NamespaceRef = "namespace"
 	ChannelRef   = "channel"
+	ProfileRef   = "profile" // of a namespace, whose name it has
 	TrustRef     = "trust"
 )
 
@@ -123,7 +124,7 @@ func (n RefName) String() string { return n.Kind + "/" + n.Name }
 // Check returns an Invalid error unless n is well-formed.
 func (n RefName) Check() error {
 	switch n.Kind {
-	case TreeRef, NamespaceRef, ChannelRef, TrustRef:
+	case TreeRef, NamespaceRef, ChannelRef, ProfileRef, TrustRef:
 		return CheckName(n.Name)
 	}
 	return E(Invalid, "check ref", n.String(), nil)

@@ -64,7 +64,7 @@ func (a *app) verifyOrigin(ctx context.Context, quick bool) error {
 	bar := a.progress("verifying", "objects")
 	var objectsAll, bytesAll uint64
 	rep, err := builder.VerifyStore(ctx, w.origin, roots, builder.VerifyOptions{
-		Quick: quick, Names: all.Trees,
+		Quick: quick, Names: all.Trees, Layouts: all.Layouts,
 		Total:    func(objects, bytes uint64) { objectsAll, bytesAll = objects, bytes },
 		Progress: func(objects, bytes uint64) { bar.Set(objects, objectsAll, bytes, bytesAll) },
 		Problem:  func(subject string, err error) { bad = append(bad, subject+": "+err.Error()) },

@@ -36,6 +36,7 @@ type mountRequest struct {
 	AllowDev  bool          `json:"allow_dev,omitempty"`
 	DenyExec  bool          `json:"deny_exec,omitempty"`
 	Hydrate   bool          `json:"hydrate,omitempty"`
+	NoAhead   bool          `json:"no_ahead,omitempty"` // profiles are not fetched ahead
 	RunDir    string        `json:"run_dir"`
 	// Transport says how the origin proves itself, and this endpoint itself to it.
 	Transport identity.Transport `json:"transport,omitzero"`

@@ -28,9 +28,10 @@ type daemon struct {
 	watcher *netwatch.Watcher
 
 	mu      sync.Mutex
-	mounts  map[string]*endpoint // by directory
-	leaving int                  // endpoints out of the name space that processes still use
-	busy    int                  // mount requests under way
+	mounts  map[string]*endpoint  // by directory
+	records map[string]*recording // under way, by the directory of their mount
+	leaving int                   // endpoints out of the name space that processes still use
+	busy    int                   // mount requests under way
 	ending  bool
 }
 
@@ -43,7 +44,7 @@ const lingerEmpty = 10 * time.Second
 
 func newDaemon(dir string, c *cache.Cache, log *slog.Logger, stop context.CancelFunc) *daemon {
 	d := &daemon{dir: dir, cache: c, log: log, stop: stop, reg: prometheus.NewRegistry(), mounts: map[string]*endpoint{},
-		watcher: netwatch.New(netwatch.Options{Logger: log})}
+		records: map[string]*recording{}, watcher: netwatch.New(netwatch.Options{Logger: log})}
 	d.reg.MustRegister(c.Collector())
 	time.AfterFunc(lingerEmpty, d.endIfEmpty)
 	return d

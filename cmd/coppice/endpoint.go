@@ -50,7 +50,8 @@ type endpoint struct {
 	mu       sync.Mutex
 	status   rollout.Status
 	previous namespace.Pointer
-	root     namespace.Digest // catalog of the active version
+	root     namespace.Digest   // catalog of the active version
+	ahead    context.CancelFunc // of what is fetched ahead for the active version
 }
 
 // openEndpoint makes a mount with its version active. pinned is the id of an origin whose root
@@ -88,7 +89,7 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 	}
 	e.server, err = fusefs.Mount(ctx, fusefs.Options{
 		Dir: req.Dir, Source: e.view, RunDir: filepath.Join(req.RunDir, "fuse"), Name: req.Target,
-		AllowSuid: req.AllowSuid, AllowDev: req.AllowDev, DenyExec: req.DenyExec, Logger: e.log,
+		AllowSuid: req.AllowSuid, AllowDev: req.AllowDev, DenyExec: req.DenyExec, Logger: e.log, ReadAheadKB: readAheadCold,
 	})
 	if err != nil {
 		return nil, "", err
@@ -178,7 +179,13 @@ func (e *endpoint) Stage(ctx context.Context, p namespace.Pointer) error {
 	if err != nil || e.activePointer().Manifest.IsZero() {
 		return err
 	}
-	return e.view.HydrateMetadata(ctx, m.Root)
+	if err := e.view.HydrateMetadata(ctx, m.Root); err != nil {
+		return err
+	}
+	if !e.req.NoAhead { // not waited for: a fix does not wait for what only saves time
+		e.work.Go(func() { e.prefetch(e.ctx, p.Version.Name, m.Root) })
+	}
+	return nil
 }
 
 // Activate implements rollout.Activator.
@@ -193,9 +200,13 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 	e.mu.Lock()
 	e.previous, e.status.Active, e.root = e.status.Active, p, m.Root
 	e.mu.Unlock()
-	e.background(func(ctx context.Context) error { return e.view.HydrateMetadata(ctx, m.Root) }, "metadata")
+	e.fetchAhead(p.Version.Name, m.Root)
 	if e.req.Hydrate {
-		e.background(func(ctx context.Context) error { return e.view.Hydrate(ctx, m.Root, nil) }, "content")
+		e.background(func(ctx context.Context) error {
+			err := e.view.Hydrate(ctx, m.Root, nil)
+			e.widen(m.Root)
+			return err
+		}, "content")
 	}
 	return nil
 }

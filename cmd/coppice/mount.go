@@ -21,11 +21,11 @@ import (
 )
 
 type mountFlags struct {
-	foreground, suid, dev, noExec, hydrate bool
-	poll                                   time.Duration
-	quota, trust                           string
-	links, class, proxy                    string
-	lower                                  []string
+	foreground, suid, dev, noExec, hydrate, noAhead bool
+	poll                                            time.Duration
+	quota, trust                                    string
+	links, class, proxy                             string
+	lower                                           []string
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -60,6 +60,7 @@ DIR becomes a symbolic link into a mount made by fusermount3, replaced atomicall
 	fl.BoolVar(&f.dev, "dev", false, "let devices be opened")
 	fl.BoolVar(&f.noExec, "no-exec", false, "let no program of the tree be executed")
 	fl.BoolVar(&f.hydrate, "hydrate", false, "fetch all content in the background")
+	fl.BoolVar(&f.noAhead, "no-prefetch", false, "do not fetch the namespace's profiles ahead")
 	fl.DurationVar(&f.poll, "poll", 30*time.Second, "`INTERVAL` of asking a static server for a new pointer")
 	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), when this starts its daemon")
 	fl.StringArrayVar(&f.lower, "cache-lower", nil, "`DIR` of another cache, only read, to look in before the network, when this starts the daemon; repeatable")
@@ -171,7 +172,7 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 		return req, "", err
 	}
 	req = mountRequest{Target: target, Dir: abs, Origin: locs[0], Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev, DenyExec: f.noExec,
-		Hydrate: f.hydrate, RunDir: runDir(), Transport: transport, Origins: locs, Proxies: &proxies, Links: links}
+		Hydrate: f.hydrate, NoAhead: f.noAhead, RunDir: runDir(), Transport: transport, Origins: locs, Proxies: &proxies, Links: links}
 	if f.trust != "" {
 		if req.Trust, err = os.ReadFile(f.trust); err != nil {
 			return req, "", disk.Error("read", f.trust, err)

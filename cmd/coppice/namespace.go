@@ -122,10 +122,12 @@ func (a *app) publishNamespace(ctx context.Context, name, file, comment string, 
 	if err != nil {
 		return err
 	}
+	laid := a.layOutNewest(ctx, w, p, builder.LayoutTarget{Version: v, Root: root})
 	if changes != nil && changes.String() != "" && !a.quiet {
 		a.note("packages since %v: %v", changes.Since, changes)
 	}
-	return a.result(map[string]any{"version": v, "manifest": d, "root": root, "entries": entries, "bytes": bytes, "mounts": mounts, "packages": changes, "deltas": made},
+	return a.result(map[string]any{"version": v, "manifest": d, "root": root, "entries": entries, "bytes": bytes, "mounts": mounts, "packages": changes,
+		"deltas": made, "profiles": laid},
 		func(out io.Writer) { fmt.Fprintf(out, "%s %s\n", v, d) })
 }
 

@@ -75,7 +75,7 @@ local cache; rollout and rollback move a signed pointer.
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return namespace.WithHint(usage("%v", err), "`"+c.CommandPath()+" --help` shows the flags")
 	})
-	root.AddCommand(a.originCommand(), a.treeCommand(), a.namespaceCommand(), a.channelCommand(), a.whereCommand(),
+	root.AddCommand(a.originCommand(), a.treeCommand(), a.namespaceCommand(), a.channelCommand(), a.profileCommand(), a.whereCommand(),
 		a.mountCommand(), a.unmountCommand(), a.statusCommand(), a.cacheCommand(),
 		a.accessCommand(), a.endpointCommand(), a.auditCommand(),
 		a.daemonCommand(), a.docsCommand(root))

@@ -162,6 +162,7 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("POST /hydrate", d.hydrate)
 	d.handleArchive(mux)
 	d.handleCare(mux)
+	d.handleProfiles(mux)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.Handle("/metrics", promhttp.HandlerFor(d.reg, promhttp.HandlerOpts{}))
@@ -206,6 +207,7 @@ func (d *daemon) hydrate(w http.ResponseWriter, r *http.Request) {
 					_ = flush.Flush()
 				}
 			})
+			e.widen(m.Root)
 		}
 	}
 	end := hydrateUpdate{End: true}

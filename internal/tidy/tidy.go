@@ -25,6 +25,7 @@ var floors = map[string][]string{
 	"internal/privilege":     {"namespace"},
 	"internal/netwatch":      {"namespace"},
 	"internal/tidy":          {},
+	"internal/slowlink":      {},
 	"builder":                {"namespace", "namespace/catalog", "namespace/object", "namespace/object/delta", "namespace/trust", "internal/disk"},
 	"builder/packages":       {"namespace", "namespace/catalog", "internal/disk"},
 	"builder/oci":            {"namespace", "namespace/object", "builder", "internal/disk"},
@@ -72,12 +73,14 @@ var doors = map[string][]string{
 	"github.com/vbauerster/mpb":              {"cmd/coppice"},
 	"cel.dev":                                {"rollout/policy"},
 	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                                                                                                        // tests: testscript
-	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                                                                                                 // each has collectors, the command serves them
+	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice", "internal/slowlink"},                                                                                                            // each has collectors, the command serves them
 	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice", "internal/privilege", "rollout/identity", "rollout/audit", "internal/netwatch"}, // the kernel's door, not a library's
 	"golang.org/x/time":                      {"rollout/identity", "namespace/origin"},
 	"golang.org/x/net":                       {"namespace/origin"},  // httpproxy: how everybody reads NO_PROXY
 	"github.com/vishvananda/netlink":         {"internal/netwatch"}, // what network there is, as the kernel tells it
 	"github.com/godbus/dbus":                 {"internal/netwatch"}, // NetworkManager's metered flag
+	"github.com/Shopify/toxiproxy":           {"internal/slowlink"},
+	"github.com/rs/zerolog":                  {"internal/slowlink"}, // toxiproxy wants its logger
 	"golang.org/x/sync":                      {"builder", "builder/oci", "cache", "namespace/origin", "fusefs"},
 }
 
@@ -115,7 +118,7 @@ var banned = map[string]string{
 
 // bannedExcept says where a banned idiom is right.
 var bannedExcept = map[string][]string{
-	"os.Exit(":    {"cmd/coppice/main.go"},
+	"os.Exit(":    {"cmd/coppice/main.go", "internal/slowlink/main.go"},
 	"time.Sleep(": {},
 	"panic(":      {},
 }

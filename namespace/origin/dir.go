@@ -73,7 +73,7 @@ func (d *Dir) create() error {
 			return err
 		}
 	}
-	for _, kind := range []string{namespace.TreeRef, namespace.NamespaceRef, namespace.ChannelRef, namespace.TrustRef} {
+	for _, kind := range []string{namespace.TreeRef, namespace.NamespaceRef, namespace.ChannelRef, namespace.ProfileRef, namespace.TrustRef} {
 		if err := d.root.MkdirAll("ref/"+kind, 0o755); err != nil {
 			return err
 		}

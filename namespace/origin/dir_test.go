@@ -45,7 +45,7 @@ func TestDirLayout(t *testing.T) {
 	}
 	hex := k.Digest.Hex()
 	want := []string{"coppice.json", "lock", "pack/" + hex[:2] + "/" + hex, "ref/channel/_index.json",
-		"ref/channel/desktop/stable", "ref/namespace/_index.json", "ref/tree/_index.json", "ref/trust/_index.json"}
+		"ref/channel/desktop/stable", "ref/namespace/_index.json", "ref/profile/_index.json", "ref/tree/_index.json", "ref/trust/_index.json"}
 	if got := files(t, d.Path()); !slices.Equal(got, want) {
 		t.Errorf("files are %q, want %q", got, want)
 	}

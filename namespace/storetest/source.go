@@ -154,7 +154,7 @@ func testLocatorChanges(t *testing.T, open openSource) {
 func testReadRefs(t *testing.T, open openSource) {
 	ctx := t.Context()
 	w, r := open(t)
-	for _, kind := range []string{namespace.TreeRef, namespace.NamespaceRef, namespace.ChannelRef, namespace.TrustRef} {
+	for _, kind := range []string{namespace.TreeRef, namespace.NamespaceRef, namespace.ChannelRef, namespace.ProfileRef, namespace.TrustRef} {
 		names, err := r.Refs(ctx, kind)
 		if err != nil || len(names) != 0 {
 			t.Errorf("refs of an empty origin: %v, %v", names, err)
