@@ -239,6 +239,16 @@ func startNginx(t *testing.T, dir string) string {
 	return forward(t, socket)
 }
 
+// listens reports whether somebody accepts connections at a socket: it exists a moment before.
+func listens(socket string) bool {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
@@ -247,7 +257,7 @@ func exists(path string) bool {
 // forward makes a unix socket reachable by TCP: nginx cannot listen on a port that nobody chose.
 func forward(t *testing.T, socket string) string {
 	t.Helper()
-	for start := time.Now(); !exists(socket); time.Sleep(time.Millisecond) {
+	for start := time.Now(); !listens(socket); time.Sleep(time.Millisecond) {
 		if time.Since(start) > 10*time.Second {
 			t.Fatal("nginx does not start")
 		}
