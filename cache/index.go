@@ -230,6 +230,19 @@ func (x *index) close() {
 	}
 }
 
+// lookup is one get: all that it needs in one piece of memory.
+type lookup struct {
+	d   namespace.Digest
+	key indexKey
+	e   extent
+	ok  bool
+}
+
+func (l *lookup) in(tx *bbolt.Tx) error {
+	l.e, l.ok = decodeExtent(&l.d, tx.Bucket(bucketChunks).Get(l.key[:]))
+	return nil
+}
+
 // get finds a chunk. A damaged entry counts as none.
 func (x *index) get(d namespace.Digest) (e extent, ok bool) {
 	key := keyOf(&d)
@@ -242,13 +255,9 @@ func (x *index) get(d namespace.Digest) (e extent, ok bool) {
 	if found {
 		return decodeExtent(&d, v[:])
 	}
-	err := x.use(func(db *bbolt.DB) error {
-		return db.View(func(tx *bbolt.Tx) error {
-			e, ok = decodeExtent(&d, tx.Bucket(bucketChunks).Get(key[:]))
-			return nil
-		})
-	})
-	return e, ok && err == nil
+	l := &lookup{d: d, key: key}
+	err := x.use(func(db *bbolt.DB) error { return db.View(l.in) })
+	return l.e, l.ok && err == nil
 }
 
 // put notes where a chunk is.
