@@ -308,26 +308,12 @@ func (x *index) covered() map[uint32]uint32 {
 	return all
 }
 
-// purge deletes the entries whose place gone says is lost, without looking at their checks. It has
-// them committed as it goes; memory is bounded. It ends early when closing is closed.
+// purge deletes the entries whose place gone says is lost, without looking at their checks. What is put
+// meanwhile stays. Memory is bounded. It ends early when closing is closed.
 func (x *index) purge(closing <-chan struct{}, gone func(seg, at uint32) bool) error {
-	var from []byte
-	for {
-		var found []indexKey
-		err := x.use(func(db *bbolt.DB) error {
-			return db.View(func(tx *bbolt.Tx) error {
-				var err error
-				found, from, err = lost(tx.Bucket(bucketChunks).Cursor(), from, gone)
-				return err
-			})
-		})
-		if err != nil {
-			return err
-		}
-		for _, key := range found {
-			x.set(key, extentValue{})
-		}
-		if err := x.flush(); err != nil || from == nil {
+	for from := []byte{}; from != nil; {
+		var err error
+		if from, err = x.purgeFrom(from, gone); err != nil {
 			return err
 		}
 		select {
@@ -336,6 +322,32 @@ func (x *index) purge(closing <-chan struct{}, gone func(seg, at uint32) bool) e
 		default:
 		}
 	}
+	return nil
+}
+
+// purgeFrom is one step of purge. No commit may come between looking and deleting: it could bring a newer
+// entry of the same key.
+func (x *index) purgeFrom(from []byte, gone func(seg, at uint32) bool) (next []byte, err error) {
+	x.flushing.Lock()
+	defer x.flushing.Unlock()
+	var found []indexKey
+	err = x.use(func(db *bbolt.DB) error {
+		return db.View(func(tx *bbolt.Tx) error {
+			var err error
+			found, next, err = lost(tx.Bucket(bucketChunks).Cursor(), from, gone)
+			return err
+		})
+	})
+	if err == nil && len(found) > 0 {
+		none := map[indexKey]extentValue{}
+		for part := range slices.Chunk(found, flushEntries) {
+			if err = x.update(func(tx *bbolt.Tx) error { return writeChunks(tx.Bucket(bucketChunks), part, none) }); err != nil {
+				break
+			}
+		}
+		x.measure()
+	}
+	return next, err
 }
 
 // purgeStep bounds the entries looked at in one transaction, which keeps pages from being used again.
@@ -344,10 +356,7 @@ const purgeStep = 64 << 10
 // lost returns the keys that purge deletes among purgeStep entries from a key on, and where to go on;
 // nil: that was all.
 func lost(c *bbolt.Cursor, from []byte, gone func(seg, at uint32) bool) (found []indexKey, next []byte, err error) {
-	k, v := c.First()
-	if from != nil {
-		k, v = c.Seek(from)
-	}
+	k, v := c.Seek(from)
 	var last []byte
 	for n := 0; k != nil; k, v = c.Next() {
 		if last != nil && bytes.Compare(last, k) >= 0 {
