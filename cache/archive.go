@@ -2,7 +2,6 @@ package cache
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -237,15 +236,3 @@ func (a *Archive) Refs(_ context.Context, kind string) ([]string, error) {
 }
 
 var _ namespace.Source = (*Archive)(nil)
-
-// IsArchive reports whether a file begins as an archive does.
-func IsArchive(path string) bool {
-	f, err := os.Open(path)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	var b [512]byte
-	n, _ := io.ReadFull(f, b[:])
-	return bytes.HasPrefix(b[:n], []byte("coppice.json\x00"))
-}

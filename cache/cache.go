@@ -3,10 +3,11 @@
 //
 // # On disk
 //
-//	lock                   held by the one process that uses the cache; names it
+//	lock                   held by the one process that uses the cache; names it, and the machine's run
 //	objects/ab/<hex>       catalogs and manifests, plain, mapped by those who read them
 //	objects/ab/<hex>.loc   locators, as stored by the origin
-//	segments/NNNNNNNN.seg  append-only records of frames as they were fetched (segment.go)
+//	segments/NNNNNNNN.seg  append-only records of frames as they were fetched (segment.go); mode 0400:
+//	                       closed, and synced
 //	misses.json            what reads needed and did not get (misses.go)
 //	waits                  what reads had to wait for, first accesses only (record.go); a hint
 //	index.db               bbolt: chunk digest → where in which segment (index.go); derived
@@ -19,16 +20,19 @@
 //     and no flipped bit makes it lead to other content.
 //   - C3: deleting the index, or everything, loses nothing: the index is rebuilt from segments,
 //     segments are fetched again.
+//     After a crash of the machine, what was not synced is read and checked before the index is
+//     believed about it (recover.go), so that what is said to be here can be read.
 //   - C4: concurrent misses of one frame are one request, and a request that was sent is finished
 //     whoever gives up waiting.
 //   - C5: the bound is kept by dropping whole segments, least recently used first; readers that have
 //     one open are not disturbed. A full disk means reading through, not failing.
+//   - C6: a lower cache is only read, without a lock, and nothing in it is believed (lower.go).
 //
 // # Locks
 //
 // Each concept has its own: segments.mu, index.mu, frames.mu, flights.mu. None is held while another
-// is taken, but room, the outermost, which one holds to make room; and none while the network is
-// waited for.
+// is taken, but room, the outermost, which one holds to make room or to collect a segment; and none
+// while the network is waited for. A lower cache's is held while its index is read.
 package cache
 
 import (

@@ -135,17 +135,16 @@ func (c *Cache) collect(s *segment, live func(namespace.Digest) bool, dryRun boo
 	return c.rewrite(s, live)
 }
 
-// collectObjects drops the objects that are not named, but for those in use.
+// collectObjects drops the objects that are not named. Catalogs in use stay usable.
 func (c *Cache) collectObjects(keep map[namespace.Digest]bool, dryRun bool, rep *GCReport) {
 	c.objects.each(func(path string, info fs.FileInfo) {
 		name, _, _ := strings.Cut(filepath.Base(path), ".")
 		d, err := namespace.ParseHex(name)
-		if err == nil && (keep[d] || c.objects.inUse(d)) {
+		if err == nil && keep[d] {
 			return
 		}
 		if !dryRun {
-			c.objects.forgetLocator(d)
-			if err := c.o.ops.Remove(path); err != nil && !strings.HasSuffix(path, locatorSuffix) {
+			if c.objects.remove(path) != nil {
 				return
 			}
 			c.objectBytes.Add(-info.Size())

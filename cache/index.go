@@ -230,6 +230,19 @@ func (x *index) close() {
 	}
 }
 
+// lookup is one get: all that it needs in one piece of memory.
+type lookup struct {
+	d   namespace.Digest
+	key indexKey
+	e   extent
+	ok  bool
+}
+
+func (l *lookup) in(tx *bbolt.Tx) error {
+	l.e, l.ok = decodeExtent(&l.d, tx.Bucket(bucketChunks).Get(l.key[:]))
+	return nil
+}
+
 // get finds a chunk. A damaged entry counts as none.
 func (x *index) get(d namespace.Digest) (e extent, ok bool) {
 	key := keyOf(&d)
@@ -242,13 +255,9 @@ func (x *index) get(d namespace.Digest) (e extent, ok bool) {
 	if found {
 		return decodeExtent(&d, v[:])
 	}
-	err := x.use(func(db *bbolt.DB) error {
-		return db.View(func(tx *bbolt.Tx) error {
-			e, ok = decodeExtent(&d, tx.Bucket(bucketChunks).Get(key[:]))
-			return nil
-		})
-	})
-	return e, ok && err == nil
+	l := &lookup{d: d, key: key}
+	err := x.use(func(db *bbolt.DB) error { return db.View(l.in) })
+	return l.e, l.ok && err == nil
 }
 
 // put notes where a chunk is.
@@ -305,16 +314,12 @@ func (x *index) covered() map[uint32]uint32 {
 	return all
 }
 
-// purge deletes the entries whose place gone says is lost, without looking at their checks. It has
-// them committed as it goes; memory is bounded. It ends early when closing is closed.
+// purge deletes the entries whose place gone says is lost, without looking at their checks. What is put
+// meanwhile stays. Memory is bounded. It ends early when closing is closed.
 func (x *index) purge(closing <-chan struct{}, gone func(seg, at uint32) bool) error {
-	var from []byte
-	for {
+	for from := []byte{}; from != nil; {
 		var err error
 		if from, err = x.purgeFrom(from, gone); err != nil {
-			return err
-		}
-		if err := x.flush(); err != nil || from == nil {
 			return err
 		}
 		select {
@@ -323,10 +328,11 @@ func (x *index) purge(closing <-chan struct{}, gone func(seg, at uint32) bool) e
 		default:
 		}
 	}
+	return nil
 }
 
-// purgeFrom is one step of purge. Nothing is committed meanwhile, so that an entry is deleted only as
-// long as it is the one that was looked at.
+// purgeFrom is one step of purge. No commit may come between looking and deleting: it could bring a newer
+// entry of the same key.
 func (x *index) purgeFrom(from []byte, gone func(seg, at uint32) bool) (next []byte, err error) {
 	x.flushing.Lock()
 	defer x.flushing.Unlock()
@@ -338,17 +344,16 @@ func (x *index) purgeFrom(from []byte, gone func(seg, at uint32) bool) (next []b
 			return err
 		})
 	})
-	if err != nil {
-		return nil, err
-	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for _, key := range found {
-		if _, newer := x.pending[key]; !newer {
-			x.pending[key] = extentValue{}
+	if err == nil && len(found) > 0 {
+		none := map[indexKey]extentValue{}
+		for part := range slices.Chunk(found, flushEntries) {
+			if err = x.update(func(tx *bbolt.Tx) error { return writeChunks(tx.Bucket(bucketChunks), part, none) }); err != nil {
+				break
+			}
 		}
+		x.measure()
 	}
-	return next, nil
+	return next, err
 }
 
 // purgeStep bounds the entries looked at in one transaction, which keeps pages from being used again.
@@ -357,10 +362,7 @@ const purgeStep = 64 << 10
 // lost returns the keys that purge deletes among purgeStep entries from a key on, and where to go on;
 // nil: that was all.
 func lost(c *bbolt.Cursor, from []byte, gone func(seg, at uint32) bool) (found []indexKey, next []byte, err error) {
-	k, v := c.First()
-	if from != nil {
-		k, v = c.Seek(from)
-	}
+	k, v := c.Seek(from)
 	var last []byte
 	for n := 0; k != nil; k, v = c.Next() {
 		if last != nil && bytes.Compare(last, k) >= 0 {

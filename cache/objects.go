@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,7 @@ type objects struct {
 
 	mu       sync.Mutex
 	catalogs map[namespace.Digest]*mapped
+	orphans  []*mapped // in use, but their files are gone: the next one to ask has them fetched
 	locators map[namespace.Digest]*object.Locator
 	kept     int // chunks in locators
 	unsynced map[string]struct{}
@@ -65,12 +67,12 @@ func (o *objects) path(d namespace.Digest, suffix string) string {
 func (o *objects) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, m := range o.catalogs {
+	for _, m := range append(slices.Collect(maps.Values(o.catalogs)), o.orphans...) {
 		if m.bytes != nil {
 			_ = unix.Munmap(m.bytes)
 		}
 	}
-	o.catalogs = map[namespace.Digest]*mapped{}
+	o.catalogs, o.orphans = map[namespace.Digest]*mapped{}, nil
 }
 
 // open returns a catalog that was opened before, or maps and checks its file. NotExist: it is not
@@ -94,11 +96,28 @@ func (o *objects) open(d namespace.Digest) (*catalog.Catalog, error) {
 	return c, nil
 }
 
-// inUse reports whether a catalog is open.
-func (o *objects) inUse(d namespace.Digest) bool {
+// remove deletes the file of an object or locator. A catalog that is in use stays usable, and counts as
+// not here.
+func (o *objects) remove(path string) error {
+	if err := o.ops.Remove(path); err != nil {
+		return err
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.catalogs[d] != nil
+	name := filepath.Base(path)
+	d, err := namespace.ParseHex(strings.TrimSuffix(name, locatorSuffix))
+	if err != nil {
+		return nil
+	}
+	if l := o.locators[d]; l != nil && strings.HasSuffix(name, locatorSuffix) {
+		delete(o.locators, d)
+		o.kept -= l.Len()
+	}
+	if m := o.catalogs[d]; m != nil && !strings.HasSuffix(name, locatorSuffix) {
+		delete(o.catalogs, d)
+		o.orphans = append(o.orphans, m)
+	}
+	return nil
 }
 
 // adopt keeps a catalog, whose digest was checked, in memory: the disk is full.
@@ -328,7 +347,7 @@ func (c *Cache) verifyObjects(ctx context.Context, repair bool, rep *VerifyRepor
 			return
 		}
 		rep.Damaged++
-		if repair && os.Remove(path) == nil {
+		if repair && c.objects.remove(path) == nil {
 			c.objectBytes.Add(-info.Size())
 		}
 	})

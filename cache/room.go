@@ -73,7 +73,7 @@ func (c *Cache) dropObjects() {
 		if total <= c.o.QuotaBytes/objectsShare/2 {
 			break
 		}
-		if os.Remove(f.path) == nil {
+		if c.objects.remove(f.path) == nil {
 			total -= f.info.Size()
 		}
 	}

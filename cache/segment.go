@@ -152,6 +152,7 @@ type segment struct {
 	dirty   atomic.Bool // written since it was synced
 	closed  atomic.Bool // not appended to any more, however small
 	sealed  atomic.Bool
+	torn    atomic.Bool // a record in it is whole but for its bytes: never sealed
 	failed  atomic.Bool // the disk refused to sync it: what it says of the next time is worth nothing
 
 	mu       sync.Mutex
@@ -475,7 +476,7 @@ func (ss *segments) sync(all bool) error {
 		return ss.unsynced(done, ss.dir, err)
 	}
 	for _, s := range done {
-		if s.id != last && ss.ops.Seal(s.file, sealedMode) == nil { // else it is read after a crash
+		if s.id != last && !s.torn.Load() && ss.ops.Seal(s.file, sealedMode) == nil { // else it is read after a crash
 			s.closed.Store(true)
 			s.sealed.Store(true)
 		}
