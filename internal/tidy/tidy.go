@@ -45,6 +45,7 @@ var doors = map[string][]string{
 	"github.com/PlakarKorp":                  {"namespace/object"},
 	"github.com/cespare/xxhash":              {"cache"},
 	"go.etcd.io/bbolt":                       {"cache"},
+	"github.com/bmatcuk/doublestar":          {"cache"},
 	"github.com/andybalholm/brotli":          {"namespace/object/delta"},
 	"github.com/ulikunitz/xz":                {"builder"},
 	"github.com/cenkalti/backoff":            {"namespace/origin"},
@@ -63,6 +64,7 @@ var doors = map[string][]string{
 	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                        // tests: testscript
 	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice"},                                                 // each has collectors, the command serves them
 	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice"}, // the kernel's door, not a library's
+	"golang.org/x/time":                      {"cache"},
 	"golang.org/x/sync":                      {"builder", "builder/oci", "cache", "namespace/origin", "fusefs"},
 }
 
