@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/catalog"
@@ -20,6 +23,7 @@ const hydrateParallel = 3
 // ctx. Kinds: those of Catalog.
 func (r *Reader) HydrateMetadata(ctx context.Context, root namespace.Digest) error {
 	err := r.eachCatalog(ctx, root, newUpdate(r), func(context.Context, namespace.Digest, *catalog.Catalog) error { return nil })
+	r.c.guard.stale.Store(true) // what is held of the tree can be told now
 	if err != nil {
 		return err
 	}
@@ -61,61 +65,125 @@ func (r *Reader) eachCatalog(ctx context.Context, root namespace.Digest, u *upda
 	return nil
 }
 
-// Hydrate fetches everything of the tree whose root catalog is root that is not here. When it
-// returns nil, all of it is on disk, durably. progress, if set, is told of the plaintext bytes done
-// and in total; it is called by several goroutines, one at a time. Idempotent; it can be interrupted,
-// and what was fetched stays. It has no bound but ctx.
-// Kinds: those of Catalog and ReadChunk; Limit if the quota or the disk has no room for the tree.
+// FillOptions say what Fill fetches, and how.
+type FillOptions struct {
+	Select Selection
+	// Rate bounds the bytes fetched in a second, on average over a quarter of one; 0: no bound. Metadata
+	// is not counted.
+	Rate int64
+	// Progress, if set, is told of the plaintext bytes done and in total. It is called by several
+	// goroutines, one at a time.
+	Progress func(done, total int64)
+}
+
+// Hydrate is Fill of everything.
 func (r *Reader) Hydrate(ctx context.Context, root namespace.Digest, progress func(done, total int64)) error {
-	u := newUpdate(r)
-	u.catalog(ctx, root)
-	top, err := r.catalog(ctx, root)
+	_, err := r.Fill(ctx, root, FillOptions{Select: Selection{All: true}, Progress: progress})
+	return err
+}
+
+// fillRounds bounds how often Fill looks again for what is missing: something may rot under it.
+const fillRounds = 3
+
+// Fill fetches what is selected of the tree whose root catalog is root and is not here. When it returns
+// nil, all of it is here, verified and durable, as the proof says. What it fetches is not evicted before
+// it returns; what does not fit is an error before any content is fetched or evicted. Idempotent; it can
+// be interrupted, and what was fetched stays. It has no bound but ctx.
+// Kinds: those of Catalog and ReadChunk; Limit if the quota or the disk has no room.
+func (r *Reader) Fill(ctx context.Context, root namespace.Digest, o FillOptions) (Proof, error) {
+	h := &hydration{r: r, update: newUpdate(r), slots: make(chan struct{}, hydrateParallel), progress: o.Progress, window: windowMax}
+	if o.Rate > 0 {
+		h.window = min(max(o.Rate/4, windowRated), windowMax)
+		h.pace = rate.NewLimiter(rate.Limit(o.Rate), int(h.window+namespace.FrameBytesMax))
+		h.update.pace = h.wait
+	}
+	err := r.eachCatalog(ctx, root, h.update, func(context.Context, namespace.Digest, *catalog.Catalog) error { return nil })
+	r.c.guard.stale.Store(true)
 	if err != nil {
-		return err
+		return Proof{}, err
 	}
-	h := &hydration{r: r, update: u, slots: make(chan struct{}, hydrateParallel), total: int64(top.Bytes()), progress: progress}
-	lost := r.c.count.evictions.Load() + r.c.count.unkept.Load()
-	if err := r.eachCatalog(ctx, root, u, h.catalog); err != nil {
-		return err
+	set, err := Resolve(ctx, localLoader{r.c}, root, o.Select)
+	if err != nil {
+		return Proof{}, err
 	}
-	if r.c.count.evictions.Load()+r.c.count.unkept.Load() != lost {
-		if err := r.eachCatalog(ctx, root, u, r.c.checkHere); err != nil {
-			return err
+	h.total = set.Bytes
+	r.c.protect(h, set)
+	defer r.c.protect(h, nil)
+	for round := 0; ; round++ {
+		gap, err := r.c.gapOf(ctx, set)
+		if err != nil {
+			return Proof{}, err
+		}
+		if gap.chunks == 0 {
+			break
+		}
+		if round == fillRounds {
+			return Proof{}, r.c.tooLittle(set, gap.bytes, r.c.capacity())
+		}
+		if err := h.fill(ctx, set, gap, o.Select.All); err != nil {
+			return Proof{}, err
 		}
 	}
-	u.forget()
-	return r.c.sync()
+	h.note(set.Bytes) // all of it, whoever brought it
+	h.update.forget()
+	return r.c.prove(set)
 }
 
-// checkHere returns a Limit error unless all chunks of a catalog are in the cache.
-func (c *Cache) checkHere(_ context.Context, d namespace.Digest, cat *catalog.Catalog) error {
-	for i := range cat.NumChunks() {
-		ch := cat.Chunk(i)
-		if ch.Hole() {
-			continue
-		}
-		if !c.holds(ch.Digest) {
-			err := namespace.E(namespace.Limit, "hydrate", "catalog "+d.String(),
-				fmt.Errorf("its content does not fit into the cache (%d of %d bytes used)", c.used(), c.o.QuotaBytes))
-			return namespace.WithHint(err, "give the cache a larger quota, or its disk more room")
+// prove syncs everything and says that a set, which was found complete, is safe.
+func (c *Cache) prove(set *Set) (Proof, error) {
+	for _, d := range set.catalogs {
+		if !c.objects.stored(d) {
+			return Proof{}, c.tooLittle(set, set.Bytes, c.capacity())
 		}
 	}
-	return nil
+	if err := c.sync(); err != nil {
+		return Proof{}, err
+	}
+	return Proof{Set: set.Digest, Chunks: set.Chunks, Bytes: set.Bytes, At: time.Now().UTC().Truncate(time.Second)}, nil
 }
 
-// hydration is one run of Hydrate.
+// tooLittle says that a set does not fit.
+func (c *Cache) tooLittle(set *Set, wanted, possible int64) error {
+	err := namespace.E(namespace.Limit, "hydrate", set.Root.String(), fmt.Errorf("needs %s, the quota of %s leaves %s",
+		humanBytes(wanted), humanBytes(c.quota.Load()), humanBytes(possible)))
+	return namespace.WithHint(err, "raise --quota, give the cache's disk more room, or pin less")
+}
+
+// hydration is one run of Fill.
 type hydration struct {
 	r        *Reader
 	update   *update
 	slots    chan struct{} // one for each request under way
+	pace     *rate.Limiter // nil: as fast as it goes
+	window   int64         // stored bytes of a request
 	total    int64
 	progress func(done, total int64)
+
+	need atomic.Int64 // bytes on disk that are still to come, about
 
 	mu   sync.Mutex // held while progress runs
 	done int64
 }
 
-// note counts n bytes as done. Equal files count each, of which the total may know nothing.
+// ahead returns how much room the hydration will still take.
+func (h *hydration) ahead() int64 { return max(h.need.Load(), 0) }
+
+// wait waits until n more bytes may be fetched.
+func (h *hydration) wait(ctx context.Context, n int64) error {
+	if h.pace == nil {
+		return nil
+	}
+	for n > 0 {
+		part := min(n, int64(h.pace.Burst()))
+		if err := h.pace.WaitN(ctx, int(part)); err != nil {
+			return namespace.E(namespace.Canceled, "hydrate", "", err)
+		}
+		n -= part
+	}
+	return nil
+}
+
+// note counts n bytes as done. Equal chunks count each, of which the total knows nothing.
 func (h *hydration) note(n int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -125,31 +193,89 @@ func (h *hydration) note(n int64) {
 	}
 }
 
-// catalog fetches the chunks of one catalog: requests are launched ahead, in the order of chunks,
-// while their results are waited for one after the other.
-func (h *hydration) catalog(ctx context.Context, d namespace.Digest, cat *catalog.Catalog) error {
-	h.update.files(ctx, d, cat)
-	if h.allHere(cat) {
-		h.note(int64(cat.Bytes()))
-		return nil
+// fill fetches what is missing of a set, if there is room for it.
+func (h *hydration) fill(ctx context.Context, set *Set, gap gap, all bool) error {
+	h.note(max(set.Bytes-gap.bytes-h.done, 0))
+	need := gap.bytes + gap.chunks*(indexEntryBytes+tableEntry)
+	free := h.r.c.capacity()
+	if need > free || !all { // whole frames come, and compressed: ask where they are
+		var err error
+		if need, err = h.weigh(ctx, set, gap); err != nil {
+			return err
+		}
+		if need > free {
+			return h.r.c.tooLittle(set, need, free)
+		}
 	}
+	h.need.Store(need)
+	defer h.need.Store(0)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(hydrateCatalogs)
+	for _, d := range set.catalogs {
+		if gap.in[d] {
+			g.Go(func() error { return h.catalog(gctx, d, set.chosen[d]) })
+		}
+	}
+	return g.Wait()
+}
+
+// hydrateCatalogs is how many catalogs are worked on at a time, so that the requests of one fill what
+// those of another leave.
+const hydrateCatalogs = 4
+
+// weigh returns how many bytes on disk the missing chunks of a set take, in the frames that they are in.
+func (h *hydration) weigh(ctx context.Context, set *Set, gap gap) (int64, error) {
+	var total atomic.Int64
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(hydrateCatalogs)
+	for _, d := range set.catalogs {
+		if !gap.in[d] {
+			continue
+		}
+		g.Go(func() error {
+			src, err := h.source(gctx, d, set.chosen[d])
+			if err == nil {
+				total.Add(h.r.c.weighIn(src))
+			}
+			return err
+		})
+	}
+	err := g.Wait()
+	return total.Load(), err
+}
+
+// source finds the locator of a catalog.
+func (h *hydration) source(ctx context.Context, d namespace.Digest, want *chosen) (source, error) {
 	loc, err := h.r.locator(ctx, d, nil)
-	if err == nil && loc.Len() != cat.NumChunks() {
+	if err == nil && loc.Len() != want.cat.NumChunks() {
 		loc, err = h.r.locator(ctx, d, loc)
 	}
+	if err == nil && loc.Len() != want.cat.NumChunks() {
+		err = namespace.E(namespace.Corrupt, "hydrate", "locator "+d.String(), fmt.Errorf("of another catalog"))
+	}
+	return source{d, want.cat, loc, want}, err
+}
+
+// catalog fetches the wanted chunks of one catalog: requests are launched ahead, in the order of chunks,
+// while their results are waited for one after the other.
+func (h *hydration) catalog(ctx context.Context, d namespace.Digest, want *chosen) error {
+	before := h.r.c.missing(want)
+	h.update.files(ctx, d, want)
+	made := h.r.c.missing(want)
+	h.arrived(before.bytes - made.bytes)
+	if made.chunks == 0 {
+		return nil
+	}
+	src, err := h.source(ctx, d, want)
 	if err != nil {
 		return err
 	}
-	if loc.Len() != cat.NumChunks() {
-		return namespace.E(namespace.Corrupt, "hydrate", "locator "+d.String(), fmt.Errorf("of another catalog"))
-	}
-	src := source{d, cat, loc}
 	ahead := 0 // chunks before it are here, or were asked for
-	for i := range cat.NumChunks() {
-		if cat.Chunk(i).Hole() {
+	for i := range src.cat.NumChunks() {
+		if !want.has(i) || src.cat.Chunk(i).Hole() || !made.has(i) {
 			continue
 		}
-		if !h.r.c.holds(cat.Chunk(i).Digest) {
+		if !h.r.c.holds(src.cat.Chunk(i).Digest) {
 			if ahead, err = h.launch(ctx, src, max(ahead, i)); err != nil {
 				return err
 			}
@@ -157,19 +283,15 @@ func (h *hydration) catalog(ctx context.Context, d namespace.Digest, cat *catalo
 				return err
 			}
 		}
-		h.note(int64(cat.ChunkLen(i)))
+		h.arrived(int64(src.cat.ChunkLen(i)))
 	}
 	return nil
 }
 
-// allHere reports whether the cache holds all chunks of a catalog.
-func (h *hydration) allHere(cat *catalog.Catalog) bool {
-	for i := range cat.NumChunks() {
-		if ch := cat.Chunk(i); !ch.Hole() && !h.r.c.holds(ch.Digest) {
-			return false
-		}
-	}
-	return true
+// arrived notes that n bytes of plaintext are here that were not.
+func (h *hydration) arrived(n int64) {
+	h.need.Add(-n)
+	h.note(n)
 }
 
 // launch starts requests for what is missing from chunk i on, as long as there are slots, and waits
@@ -191,18 +313,22 @@ func (h *hydration) launch(ctx context.Context, src source, i int) (int, error) 
 				return i, namespace.E(namespace.KindOf(ctx.Err()), "hydrate", src.id.String(), ctx.Err())
 			}
 		}
-		w := h.r.c.plan(src, i, windowMax, gapHydrate)
+		w := h.r.c.plan(src, i, h.window, gapHydrate)
+		if err := h.wait(ctx, w.bytes()); err != nil {
+			<-h.slots
+			return i, err
+		}
 		h.r.launch(w, nil, func() { <-h.slots }, false)
 		i = w.next
 	}
 	return i, nil
 }
 
-// nextMissing returns the first chunk from i on that is neither here nor on its way.
+// nextMissing returns the first wanted chunk from i on that is neither here nor on its way.
 func (h *hydration) nextMissing(src source, i int) int {
 	for ; i < src.loc.Len(); i++ {
 		p := src.loc.Place(i)
-		if p.IsZero() || h.r.c.flights.find(flightKey{p.Pack, p.FrameOff}) != nil {
+		if p.IsZero() || !src.wants(i) || h.r.c.flights.find(flightKey{p.Pack, p.FrameOff}) != nil {
 			continue
 		}
 		if !h.r.c.holds(src.cat.Chunk(i).Digest) {

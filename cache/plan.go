@@ -16,6 +16,9 @@ import (
 const (
 	windowMin = 1 << 20
 	windowMax = 8 << 20
+	// windowRated is the least window of a hydration that has a rate: smaller requests cost more than they
+	// smooth.
+	windowRated = 256 << 10
 	// gapMax is how much of a pack is fetched for nothing rather than in two requests that somebody
 	// waits for; gapHydrate the same when nobody does, and bytes count.
 	gapMax     = 64 << 10
@@ -39,20 +42,24 @@ type window struct {
 	next   int
 }
 
+// bytes returns how many bytes a request for the window brings.
+func (w window) bytes() int64 { return w.frames[len(w.frames)-1].end() - w.frames[0].FrameOff }
+
 // source is a catalog and the locator of its chunks; what the latter says is not trusted.
 type source struct {
-	id  namespace.Digest
-	cat *catalog.Catalog
-	loc *object.Locator
+	id   namespace.Digest
+	cat  *catalog.Catalog
+	loc  *object.Locator
+	want *chosen // what is fetched of it; nil: everything, since what comes next will be read next
 }
+
+func (s source) wants(i int) bool { return s.want == nil || s.want.has(i) }
 
 // plan collects the frames to fetch for chunk i: its own, and those behind it in its pack that are
 // not here, until limit stored bytes or a gap of more than gap.
 func (c *Cache) plan(src source, i int, limit, gap int64) window {
 	first := src.loc.Place(i)
-	for i > 0 && src.loc.Place(i-1).Pack == first.Pack && src.loc.Place(i-1).FrameOff == first.FrameOff {
-		i-- // chunks of the same frame that come before
-	}
+	i = src.frameBegin(i)
 	w := window{frames: []planned{{Place: first}}}
 	cur := &w.frames[0]
 	for end := min(i+lookMax, src.loc.Len()); i < end; i++ {
@@ -62,6 +69,9 @@ func (c *Cache) plan(src source, i int, limit, gap int64) window {
 		}
 		chunk := src.cat.Chunk(i)
 		if p.FrameOff != cur.FrameOff {
+			if !src.wantsFrame(i) {
+				continue
+			}
 			if c.holds(chunk.Digest) || p.FrameOff < cur.end() || p.FrameOff-cur.end() > gap || p.FrameOff+int64(p.FrameLen)-first.FrameOff > limit {
 				break
 			}
@@ -75,6 +85,26 @@ func (c *Cache) plan(src source, i int, limit, gap int64) window {
 		w.frames[k].chunks = distinct(w.frames[k].chunks)
 	}
 	return w
+}
+
+// frameBegin returns the first of the chunks before i that are one after the other in its frame.
+func (s source) frameBegin(i int) int {
+	first := s.loc.Place(i)
+	for i > 0 && s.loc.Place(i-1).Pack == first.Pack && s.loc.Place(i-1).FrameOff == first.FrameOff {
+		i--
+	}
+	return i
+}
+
+// wantsFrame reports whether chunk i or one behind it in its frame is wanted.
+func (s source) wantsFrame(i int) bool {
+	first := s.loc.Place(i)
+	for ; i < s.loc.Len() && s.loc.Place(i).Pack == first.Pack && s.loc.Place(i).FrameOff == first.FrameOff; i++ {
+		if s.wants(i) {
+			return true
+		}
+	}
+	return false
 }
 
 // distinct sorts the chunks of a frame and drops what is said twice, as equal files do; what is more

@@ -82,8 +82,12 @@ func (r *Reader) explain(err error, d namespace.Digest) error {
 
 // keepObject writes an object to disk and reports whether it could.
 func (r *Reader) keepObject(d namespace.Digest, suffix string, b []byte) bool {
-	r.c.makeRoom(int64(len(b)))
-	if err := r.c.objects.write(d, suffix, b); err != nil {
+	err := r.c.reserve(int64(len(b)))
+	if err == nil {
+		defer r.c.unreserve(int64(len(b)))
+		err = r.c.objects.write(d, suffix, b)
+	}
+	if err != nil {
 		r.c.degrade(err)
 		return false
 	}
@@ -250,6 +254,9 @@ func (c *Cache) readLocal(ref namespace.ChunkRef, p []byte, off int64) (int, err
 		if namespace.IsKind(err, namespace.Corrupt) {
 			c.count.corrupt.Add(1)
 			c.log.Warn("damaged in the cache, fetched again", "chunk", ref.Digest.String(), "error", err)
+		}
+		if now, ok := c.index.get(ref.Digest); ok && now != e { // carried over meanwhile
+			return c.readLocal(ref, p, off)
 		}
 		c.index.drop(ref.Digest, e)
 		return 0, err

@@ -1,10 +1,12 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/bmatcuk/doublestar/v4"
@@ -121,6 +123,7 @@ type Set struct {
 	Digest   namespace.Digest
 	catalogs []namespace.Digest // all of the tree, in the order they were met
 	chosen   map[namespace.Digest]*chosen
+	keys     []uint64 // of the chunks, sorted
 }
 
 // chosen marks chunks of a catalog.
@@ -301,20 +304,30 @@ func (r *resolver) follow(p string, links int) error {
 	return nil
 }
 
-// finish counts and names the set: the digest of its root and of its chunks, in tree order.
+// finish counts and names the set: by its root and its chunks, in tree order.
 func (r *resolver) finish() {
+	type sized struct {
+		key uint64
+		n   uint32
+	}
+	var all []sized // not a map: a tree may have millions
 	s := r.set
-	seen := map[namespace.Digest]struct{}{}
 	h := sha256.New()
 	h.Write(s.Root[:])
 	s.each(func(cat *catalog.Catalog, i int, ch catalog.Chunk) {
-		if _, again := seen[ch.Digest]; again {
-			return
-		}
-		seen[ch.Digest] = struct{}{}
 		h.Write(ch.Digest[:])
-		s.Chunks++
-		s.Bytes += int64(cat.ChunkLen(i))
+		all = append(all, sized{chunkKey(ch.Digest), uint32(cat.ChunkLen(i))})
 	})
 	s.Digest = namespace.Digest(h.Sum(nil))
+	slices.SortFunc(all, func(a, b sized) int { return cmp.Compare(a.key, b.key) })
+	all = slices.CompactFunc(all, func(a, b sized) bool { return a.key == b.key })
+	s.keys = make([]uint64, len(all))
+	for i, x := range all {
+		s.keys[i] = x.key
+		s.Bytes += int64(x.n)
+	}
+	s.Chunks = int64(len(all))
 }
+
+// chunkKey stands for a digest where taking two for one another costs nothing but a little room.
+func chunkKey(d namespace.Digest) uint64 { return le.Uint64(d[:]) }

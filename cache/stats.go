@@ -9,7 +9,7 @@ import (
 // counters count since the cache was opened.
 type counters struct {
 	hits, misses, frames, requests, fetched atomic.Uint64
-	corrupt, evictions, unkept              atomic.Uint64
+	corrupt, evictions, unkept, carried     atomic.Uint64
 }
 
 // Stats says what a cache holds and did since it was opened.
@@ -24,6 +24,7 @@ type Stats struct {
 	Fetched     uint64 `json:"fetched_bytes"` // received from them
 	Corrupt     uint64 `json:"corrupt"`       // objects refused, from the disk or the network
 	Evictions   uint64 `json:"evictions"`     // segments dropped to keep the bound
+	Carried     uint64 `json:"carried_bytes"` // copied out of dropped segments, since they are held
 	Unkept      uint64 `json:"unkept"`        // objects that could not be written
 	ReadThrough bool   `json:"read_through"`  // the last write failed
 }
@@ -31,9 +32,9 @@ type Stats struct {
 // Stats returns the cache's statistics.
 func (c *Cache) Stats() Stats {
 	return Stats{
-		UsedBytes: c.used(), QuotaBytes: c.o.QuotaBytes, Segments: len(c.segments.all()),
+		UsedBytes: c.onDisk(), QuotaBytes: c.quota.Load(), Segments: len(c.segments.all()),
 		Hits: c.count.hits.Load(), Misses: c.count.misses.Load(), Frames: c.count.frames.Load(), Requests: c.count.requests.Load(), Fetched: c.count.fetched.Load(),
-		Corrupt: c.count.corrupt.Load(), Evictions: c.count.evictions.Load(), Unkept: c.count.unkept.Load(), ReadThrough: c.through.Load(),
+		Corrupt: c.count.corrupt.Load(), Evictions: c.count.evictions.Load(), Carried: c.count.carried.Load(), Unkept: c.count.unkept.Load(), ReadThrough: c.through.Load(),
 	}
 }
 
