@@ -60,7 +60,7 @@ func (r *Reader) tryChunk(ctx context.Context, ref namespace.ChunkRef, old *obje
 	}
 	place := loc.Place(i)
 	key := flightKey{place.Pack, place.FrameOff}
-	fl := r.flyTo(source{id: ref.Catalog, cat: cat, loc: loc}, i, key)
+	fl := r.flyTo(source{ref.Catalog, cat, loc}, i, key)
 	if err := fl.wait(ctx, key); err != nil {
 		return nil, loc, err
 	}

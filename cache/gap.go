@@ -69,18 +69,11 @@ func (c *Cache) gapOf(ctx context.Context, set *Set) (gap, error) {
 }
 
 // weighIn returns how many bytes on disk the missing chunks of a source take, in the frames they are in.
-func (c *Cache) weighIn(src source) (n int64) {
-	l := c.missing(src.want)
-	seen := map[flightKey]struct{}{}
-	src.want.each(func(i int, _ catalog.Chunk) {
-		p := src.loc.Place(i)
-		key := flightKey{p.Pack, p.FrameOff}
-		if _, again := seen[key]; again || !l.has(i) || p.IsZero() {
-			return
-		}
-		seen[key] = struct{}{}
-		n += int64(p.FrameLen) + recordHeader
-	})
+func (c *Cache) weighIn(src source, want *chosen) (n int64) {
+	l := c.missing(want)
+	for _, w := range src.cover(l, 1, 0) {
+		n += int64(w.frames[0].FrameLen) + recordHeader
+	}
 	return n + l.chunks*(indexEntryBytes+tableEntry)
 }
 

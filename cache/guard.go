@@ -78,7 +78,7 @@ func (c *Cache) refreshGuard() {
 	if !g.stale.Swap(false) {
 		return
 	}
-	g.version++
+	before := g.chunks
 	g.chunks, g.objects = nil, map[namespace.Digest]struct{}{}
 	for _, h := range c.holding.all() {
 		for _, gen := range h.Generations {
@@ -93,6 +93,9 @@ func (c *Cache) refreshGuard() {
 	g.mu.Unlock()
 	slices.Sort(g.chunks)
 	g.chunks = slices.Compact(g.chunks)
+	if !slices.Equal(before, g.chunks) {
+		g.version++
+	}
 }
 
 func (g *warden) add(s *Set) {

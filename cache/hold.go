@@ -235,6 +235,7 @@ func (h *Hold) Stage(g Held) {
 // that was fetched of it, for a rollback without a network.
 func (h *Hold) Activate(g Held) {
 	g.Role = Active
+	g = h.known(g)
 	i := slices.IndexFunc(h.Generations, func(x Held) bool { return x.Role == Active })
 	if i >= 0 && h.Generations[i].Manifest != g.Manifest {
 		was := h.Generations[i]
@@ -247,6 +248,14 @@ func (h *Hold) Activate(g Held) {
 
 // put sets the generation of a role, taking over what is known of the same version.
 func (h *Hold) put(g Held) {
+	g = h.known(g)
+	h.Generations = append(slices.DeleteFunc(h.Generations, func(x Held) bool { return x.Role == g.Role }), g)
+	order := map[Role]int{Next: 0, Active: 1, Previous: 2}
+	slices.SortFunc(h.Generations, func(a, b Held) int { return order[a.Role] - order[b.Role] })
+}
+
+// known returns g with what is known of the same version, whatever its role.
+func (h *Hold) known(g Held) Held {
 	for _, x := range h.Generations {
 		if x.Manifest == g.Manifest {
 			if g.Hydrated.Empty() {
@@ -257,9 +266,7 @@ func (h *Hold) put(g Held) {
 			}
 		}
 	}
-	h.Generations = append(slices.DeleteFunc(h.Generations, func(x Held) bool { return x.Role == g.Role }), g)
-	order := map[Role]int{Next: 0, Active: 1, Previous: 2}
-	slices.SortFunc(h.Generations, func(a, b Held) int { return order[a.Role] - order[b.Role] })
+	return g
 }
 
 // Wanted returns what is held of a generation's content.

@@ -233,9 +233,9 @@ func (h *hydration) weigh(ctx context.Context, set *Set, gap gap) (int64, error)
 			continue
 		}
 		g.Go(func() error {
-			src, err := h.source(gctx, d, set.chosen[d])
+			src, err := h.source(gctx, d, set.chosen[d].cat)
 			if err == nil {
-				total.Add(h.r.c.weighIn(src))
+				total.Add(h.r.c.weighIn(src, set.chosen[d]))
 			}
 			return err
 		})
@@ -245,45 +245,50 @@ func (h *hydration) weigh(ctx context.Context, set *Set, gap gap) (int64, error)
 }
 
 // source finds the locator of a catalog.
-func (h *hydration) source(ctx context.Context, d namespace.Digest, want *chosen) (source, error) {
+func (h *hydration) source(ctx context.Context, d namespace.Digest, cat *catalog.Catalog) (source, error) {
 	loc, err := h.r.locator(ctx, d, nil)
-	if err == nil && loc.Len() != want.cat.NumChunks() {
+	if err == nil && loc.Len() != cat.NumChunks() {
 		loc, err = h.r.locator(ctx, d, loc)
 	}
-	if err == nil && loc.Len() != want.cat.NumChunks() {
+	if err == nil && loc.Len() != cat.NumChunks() {
 		err = namespace.E(namespace.Corrupt, "hydrate", "locator "+d.String(), fmt.Errorf("of another catalog"))
 	}
-	return source{d, want.cat, loc, want}, err
+	return source{d, cat, loc}, err
 }
 
-// catalog fetches the wanted chunks of one catalog: requests are launched ahead, in the order of chunks,
-// while their results are waited for one after the other.
+// catalog fetches the wanted chunks of one catalog: made from older ones where a delta knows how, the
+// rest in few requests, some of them at a time.
 func (h *hydration) catalog(ctx context.Context, d namespace.Digest, want *chosen) error {
 	before := h.r.c.missing(want)
 	h.update.files(ctx, d, want)
-	made := h.r.c.missing(want)
-	h.arrived(before.bytes - made.bytes)
-	if made.chunks == 0 {
+	left := h.r.c.missing(want)
+	h.arrived(before.bytes - left.bytes)
+	if left.chunks == 0 {
 		return nil
 	}
-	src, err := h.source(ctx, d, want)
+	src, err := h.source(ctx, d, want.cat)
 	if err != nil {
 		return err
 	}
-	ahead := 0 // chunks before it are here, or were asked for
-	for i := range src.cat.NumChunks() {
-		if !want.has(i) || src.cat.Chunk(i).Hole() || !made.has(i) {
-			continue
-		}
-		if !h.r.c.holds(src.cat.Chunk(i).Digest) {
-			if ahead, err = h.launch(ctx, src, max(ahead, i)); err != nil {
-				return err
-			}
-			if err := h.await(ctx, src, i); err != nil {
+	for i := range src.loc.Len() { // a locator that is wrong: a read has it fetched anew, or says so
+		if src.loc.Place(i).IsZero() && left.has(i) {
+			if err := h.ensure(ctx, src, i); err != nil {
 				return err
 			}
 		}
-		h.arrived(int64(src.cat.ChunkLen(i)))
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for _, w := range src.cover(left, h.window, gapHydrate) {
+		if err := h.begin(gctx, w); err != nil {
+			break // g has the reason, or it is ctx's
+		}
+		g.Go(func() error { return h.await(gctx, src, w) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return namespace.E(namespace.KindOf(ctx.Err()), "hydrate", d.String(), ctx.Err())
 	}
 	return nil
 }
@@ -294,66 +299,48 @@ func (h *hydration) arrived(n int64) {
 	h.note(n)
 }
 
-// launch starts requests for what is missing from chunk i on, as long as there are slots, and waits
-// for the first of them. It returns the chunk up to which everything was asked for.
-func (h *hydration) launch(ctx context.Context, src source, i int) (int, error) {
-	for first := true; i < src.loc.Len(); first = false {
-		if i = h.nextMissing(src, i); i == src.loc.Len() {
-			break
-		}
-		select {
-		case h.slots <- struct{}{}:
-		default:
-			if !first {
-				return i, nil
-			}
-			select {
-			case h.slots <- struct{}{}:
-			case <-ctx.Done():
-				return i, namespace.E(namespace.KindOf(ctx.Err()), "hydrate", src.id.String(), ctx.Err())
-			}
-		}
-		w := h.r.c.plan(src, i, h.window, gapHydrate)
-		if err := h.wait(ctx, w.bytes()); err != nil {
-			<-h.slots
-			return i, err
-		}
-		h.r.launch(w, nil, func() { <-h.slots }, false)
-		i = w.next
+// begin starts the request for a window when it may.
+func (h *hydration) begin(ctx context.Context, w window) error {
+	select {
+	case h.slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return i, nil
+	if err := h.wait(ctx, w.bytes()); err != nil {
+		<-h.slots
+		return err
+	}
+	h.r.launch(w, nil, func() { <-h.slots }, false)
+	return nil
 }
 
-// nextMissing returns the first wanted chunk from i on that is neither here nor on its way.
-func (h *hydration) nextMissing(src source, i int) int {
-	for ; i < src.loc.Len(); i++ {
-		p := src.loc.Place(i)
-		if p.IsZero() || !src.wants(i) || h.r.c.flights.find(flightKey{p.Pack, p.FrameOff}) != nil {
-			continue
+// await waits for the frames of a window. A read makes sure of each chunk whatever went wrong, and says
+// what did.
+func (h *hydration) await(ctx context.Context, src source, w window) error {
+	for k, f := range w.frames {
+		if fl := h.r.c.flights.find(f.key()); fl != nil {
+			_ = fl.wait(ctx, f.key()) // what it may fail with, the read fails with
 		}
-		if !h.r.c.holds(src.cat.Chunk(i).Digest) {
-			return i
+		for _, i := range w.due[k] {
+			if err := h.ensure(ctx, src, i); err != nil {
+				return err
+			}
 		}
 	}
-	return i
+	return nil
 }
 
-// await waits for chunk i. The read that comes last makes sure of it whatever went wrong.
-func (h *hydration) await(ctx context.Context, src source, i int) error {
-	if p := src.loc.Place(i); !p.IsZero() {
-		key := flightKey{p.Pack, p.FrameOff}
-		if f := h.r.c.flights.find(key); f != nil {
-			_ = f.wait(ctx, key) // what it may fail with, the read fails with
+// ensure has chunk i here: it came, or a read brings it.
+func (h *hydration) ensure(ctx context.Context, src source, i int) error {
+	if ch := src.cat.Chunk(i); !h.r.c.holds(ch.Digest) {
+		ref := namespace.ChunkRef{Catalog: src.id, Index: uint32(i), Digest: ch.Digest, Size: uint32(src.cat.ChunkLen(i))}
+		var probe [1]byte
+		if _, err := h.r.ReadChunk(ctx, ref, probe[:], 0); err != nil {
+			return err
 		}
 	}
-	ch := src.cat.Chunk(i)
-	if h.r.c.holds(ch.Digest) {
-		return nil
-	}
-	ref := namespace.ChunkRef{Catalog: src.id, Index: uint32(i), Digest: ch.Digest, Size: uint32(src.cat.ChunkLen(i))}
-	var probe [1]byte
-	_, err := h.r.ReadChunk(ctx, ref, probe[:], 0)
-	return err
+	h.arrived(int64(src.cat.ChunkLen(i)))
+	return nil
 }
 
 // VerifyReport is the result of Verify.

@@ -40,6 +40,7 @@ func (p planned) key() flightKey { return flightKey{p.Pack, p.FrameOff} }
 type window struct {
 	frames []planned
 	next   int
+	due    [][]int // of a hydration: the chunks to wait for in each of the frames
 }
 
 // bytes returns how many bytes a request for the window brings.
@@ -47,19 +48,18 @@ func (w window) bytes() int64 { return w.frames[len(w.frames)-1].end() - w.frame
 
 // source is a catalog and the locator of its chunks; what the latter says is not trusted.
 type source struct {
-	id   namespace.Digest
-	cat  *catalog.Catalog
-	loc  *object.Locator
-	want *chosen // what is fetched of it; nil: everything, since what comes next will be read next
+	id  namespace.Digest
+	cat *catalog.Catalog
+	loc *object.Locator
 }
-
-func (s source) wants(i int) bool { return s.want == nil || s.want.has(i) }
 
 // plan collects the frames to fetch for chunk i: its own, and those behind it in its pack that are
 // not here, until limit stored bytes or a gap of more than gap.
 func (c *Cache) plan(src source, i int, limit, gap int64) window {
 	first := src.loc.Place(i)
-	i = src.frameBegin(i)
+	for i > 0 && src.loc.Place(i-1).Pack == first.Pack && src.loc.Place(i-1).FrameOff == first.FrameOff {
+		i-- // chunks of the same frame that come before
+	}
 	w := window{frames: []planned{{Place: first}}}
 	cur := &w.frames[0]
 	for end := min(i+lookMax, src.loc.Len()); i < end; i++ {
@@ -69,9 +69,6 @@ func (c *Cache) plan(src source, i int, limit, gap int64) window {
 		}
 		chunk := src.cat.Chunk(i)
 		if p.FrameOff != cur.FrameOff {
-			if !src.wantsFrame(i) {
-				continue
-			}
 			if c.holds(chunk.Digest) || p.FrameOff < cur.end() || p.FrameOff-cur.end() > gap || p.FrameOff+int64(p.FrameLen)-first.FrameOff > limit {
 				break
 			}
@@ -87,24 +84,53 @@ func (c *Cache) plan(src source, i int, limit, gap int64) window {
 	return w
 }
 
-// frameBegin returns the first of the chunks before i that are one after the other in its frame.
-func (s source) frameBegin(i int) int {
-	first := s.loc.Place(i)
-	for i > 0 && s.loc.Place(i-1).Pack == first.Pack && s.loc.Place(i-1).FrameOff == first.FrameOff {
-		i--
+// cover plans the requests for all chunks of a catalog that l misses: frames in the order of their packs,
+// neighbours together, until limit stored bytes or a gap of more than gap. What else the catalog has in
+// those frames comes along.
+func (s source) cover(l *lack, limit, gap int64) []window {
+	type wanted struct {
+		planned
+		due []int
 	}
-	return i
-}
-
-// wantsFrame reports whether chunk i or one behind it in its frame is wanted.
-func (s source) wantsFrame(i int) bool {
-	first := s.loc.Place(i)
-	for ; i < s.loc.Len() && s.loc.Place(i).Pack == first.Pack && s.loc.Place(i).FrameOff == first.FrameOff; i++ {
-		if s.wants(i) {
-			return true
+	at := map[flightKey]*wanted{}
+	var order []*wanted
+	packs := map[namespace.Digest]int{} // by first use
+	for i := range s.loc.Len() {
+		if p := s.loc.Place(i); !p.IsZero() && l.has(i) {
+			w := at[flightKey{p.Pack, p.FrameOff}]
+			if w == nil {
+				w = &wanted{planned: planned{Place: p}}
+				at[w.key()], order = w, append(order, w)
+				if _, known := packs[p.Pack]; !known {
+					packs[p.Pack] = len(packs)
+				}
+			}
+			w.due = append(w.due, i)
 		}
 	}
-	return false
+	for i := range s.loc.Len() {
+		p := s.loc.Place(i)
+		if w := at[flightKey{p.Pack, p.FrameOff}]; w != nil && !p.IsZero() {
+			w.chunks = append(w.chunks, object.FrameChunk{Digest: s.cat.Chunk(i).Digest, Off: p.Off, Len: uint32(s.cat.ChunkLen(i))})
+		}
+	}
+	slices.SortFunc(order, func(a, b *wanted) int {
+		return cmp.Or(cmp.Compare(packs[a.Pack], packs[b.Pack]), cmp.Compare(a.FrameOff, b.FrameOff))
+	})
+	var all []window
+	for _, f := range order {
+		f.chunks = distinct(f.chunks)
+		if n := len(all); n > 0 {
+			w := &all[n-1]
+			last := w.frames[len(w.frames)-1]
+			if f.Pack == last.Pack && f.FrameOff >= last.end() && f.FrameOff-last.end() <= gap && f.end()-w.frames[0].FrameOff <= limit {
+				w.frames, w.due = append(w.frames, f.planned), append(w.due, f.due)
+				continue
+			}
+		}
+		all = append(all, window{frames: []planned{f.planned}, due: [][]int{f.due}})
+	}
+	return all
 }
 
 // distinct sorts the chunks of a frame and drops what is said twice, as equal files do; what is more

@@ -18,6 +18,8 @@ type Reader struct {
 	from namespace.Fetcher
 	run  runs
 	link link
+
+	meter meter
 }
 
 // Reader returns a view of the cache that fills misses from an origin.
@@ -91,6 +93,9 @@ func (r *Reader) keepObject(d namespace.Digest, suffix string, b []byte) bool {
 		r.c.degrade(err)
 		return false
 	}
+	if suffix == "" {
+		r.c.guard.stale.Store(true) // a catalog says what is held
+	}
 	return true
 }
 
@@ -133,9 +138,14 @@ func (r *Reader) get(ctx context.Context, k namespace.Key, off, n int64) (io.Rea
 		return nil, err
 	}
 	r.c.count.requests.Add(1)
+	r.meter.begin()
 	body, err := r.from.Get(ctx, k, off, n)
 	r.link.note(err)
-	return body, err
+	if err != nil {
+		r.meter.end()
+		return nil, err
+	}
+	return r.meter.watch(body), nil
 }
 
 // fetchAll fetches the stored bytes of an object whose plaintext has at most limit bytes.
