@@ -167,6 +167,13 @@ func Resolve(ctx context.Context, l catalog.Loader, root namespace.Digest, s Sel
 		return nil, err
 	}
 	r := resolver{ctx: ctx, l: l, set: &Set{Root: root, chosen: map[namespace.Digest]*chosen{}}, m: newMatcher(s), followed: map[string]bool{}}
+	if r.m.all || s.Empty() {
+		if err := r.whole(root); err != nil {
+			return nil, err
+		}
+		r.finish()
+		return r.set, nil
+	}
 	if err := r.visit("", root, r.m.match("")); err != nil {
 		return nil, err
 	}
@@ -196,6 +203,32 @@ type resolver struct {
 type linkTo struct {
 	path string
 	left int
+}
+
+// whole selects all or nothing, for which no entry has to be looked at.
+func (r *resolver) whole(root namespace.Digest) error {
+	r.set.catalogs = []namespace.Digest{root}
+	r.set.chosen[root] = nil
+	for n := 0; n < len(r.set.catalogs); n++ {
+		d := r.set.catalogs[n]
+		if err := r.ctx.Err(); err != nil {
+			return namespace.E(namespace.KindOf(err), "select", root.String(), err)
+		}
+		cat, err := r.l.Catalog(r.ctx, d)
+		if err != nil {
+			return err
+		}
+		if r.m.all {
+			r.set.chosen[d] = &chosen{cat: cat, bits: make([]uint64, (cat.NumChunks()+63)/64)}
+			r.set.chosen[d].add(0, cat.NumChunks())
+		}
+		for _, below := range cat.AllNested() {
+			if _, known := r.set.chosen[below]; !known {
+				r.set.catalogs, r.set.chosen[below] = append(r.set.catalogs, below), nil
+			}
+		}
+	}
+	return nil
 }
 
 // visit selects in the catalog d and those below it; d is that of the directory at dir. taken says that

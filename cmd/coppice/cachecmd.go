@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 
@@ -13,16 +12,17 @@ import (
 )
 
 func (a *app) cacheCommand() *cobra.Command {
-	return group("cache", "Look at, fill and check the endpoint's cache", a.cacheStatus(), a.cacheHydrate(), a.cacheVerify())
+	return group("cache", "Look at, fill and check the endpoint's cache", a.cacheStatus(), a.cachePin(), a.cacheUnpin(), a.cachePins(),
+		a.cacheHydrate(), a.cacheReady(), a.cacheQuota(), a.cacheVerify())
 }
 
 // withCache runs f on the cache of --cache, which no daemon must be using.
-func (a *app) withCache(f func(*cache.Cache) error) error {
+func (a *app) withCache(ctx context.Context, f func(*cache.Cache) error) error {
 	dir, err := a.cacheDir()
 	if err != nil {
 		return err
 	}
-	c, err := cache.Open(cache.Options{Dir: dir})
+	c, err := openIdle(ctx, cache.Options{Dir: dir})
 	if err != nil {
 		return err
 	}
@@ -68,59 +68,8 @@ func (a *app) cacheStats(ctx context.Context) (s cache.Stats, err error) {
 		err = d.call(ctx, "/cache", struct{}{}, &s)
 		return s, err
 	}
-	err = a.withCache(func(c *cache.Cache) error { s = c.Stats(); return nil })
+	err = a.withCache(ctx, func(c *cache.Cache) error { s = c.Stats(); return nil })
 	return s, err
-}
-
-func (a *app) cacheHydrate() *cobra.Command {
-	return &cobra.Command{
-		Use:   "hydrate DIR",
-		Short: "Fetch all content of the version mounted at DIR",
-		Long: `Fetches what the cache does not hold yet of the version that is active at DIR, so that it works
-without a network. It can be interrupted: what was fetched stays.`,
-		Example: "  coppice cache hydrate /mnt",
-		Args:    exact(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			dir, err := mountPoint(args[0])
-			if err != nil {
-				return err
-			}
-			r, ok := lookup(runDir(), dir)
-			if !ok {
-				return namespace.E(namespace.NotExist, "hydrate", dir, fmt.Errorf("not a mount of coppice"))
-			}
-			d, err := dialDaemon(r.Cache)
-			if err != nil {
-				return err
-			}
-			body, err := d.stream(c.Context(), "/hydrate", hydrateRequest{dir})
-			if err != nil {
-				return err
-			}
-			defer body.Close()
-			return a.showHydrate(dir, body)
-		},
-	}
-}
-
-// showHydrate follows the daemon's progress to its end.
-func (a *app) showHydrate(dir string, body io.Reader) error {
-	bar := a.progress("hydrating "+dir, "")
-	defer bar.Close()
-	dec := json.NewDecoder(body)
-	var u hydrateUpdate
-	for !u.End {
-		if err := dec.Decode(&u); err != nil {
-			return namespace.E(namespace.Unavailable, "hydrate", dir, fmt.Errorf("the daemon stopped answering: %w", err))
-		}
-		if !u.End {
-			bar.Set(0, 0, uint64(u.Done), uint64(u.Total))
-		}
-	}
-	if u.Error != nil {
-		return u.Error.err()
-	}
-	return nil
 }
 
 func (a *app) cacheVerify() *cobra.Command {
@@ -133,7 +82,7 @@ is damaged is dropped, to be fetched again when it is needed. The cache must not
 		Example: "  coppice cache verify --repair",
 		Args:    exact(0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.withCache(func(k *cache.Cache) error {
+			return a.withCache(c.Context(), func(k *cache.Cache) error {
 				rep, err := k.Verify(c.Context(), repair)
 				if err != nil {
 					return err

@@ -11,8 +11,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/fusefs"
@@ -32,6 +34,7 @@ type endpoint struct {
 	source io.Closer // of the origin
 	refs   trust.Refs
 	view   *cache.Reader
+	cache  *cache.Cache
 	server *fusefs.Server
 
 	follower *rollout.Follower // nil for a fixed version
@@ -39,6 +42,7 @@ type endpoint struct {
 	cancel   context.CancelFunc
 	work     sync.WaitGroup
 	done     chan struct{} // closed when all is over
+	resumed  bool          // an older version is shown until the first one is staged; used by one goroutine at a time
 
 	mu       sync.Mutex
 	status   rollout.Status
@@ -48,23 +52,15 @@ type endpoint struct {
 // openEndpoint makes a mount with its version active. pinned is the id of an origin whose root
 // was pinned just now.
 func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoint, pinned string, err error) {
-	src, err := origin.Open(ctx, req.Origin, origin.Options{HTTP: origin.ClientOptions{Poll: req.Poll}})
+	opened, pinned, err := d.openSource(ctx, req)
 	if err != nil {
 		return nil, "", err
 	}
-	root, pinned, err := d.trustOrigin(ctx, src, req)
-	if err != nil {
-		return nil, "", err
-	}
-	e = &endpoint{req: req, log: d.log.With("dir", req.Dir), done: make(chan struct{}), source: src,
-		state: stateDir(filepath.Join(d.dir, "state", root.ID)),
-		refs:  trust.Refs{Reader: src, Root: root}, view: d.cache.Reader(src)}
-	bg, cancel := context.WithCancel(context.Background())
-	e.ctx, e.cancel = bg, cancel
+	e = opened
 	defer func() {
 		if err != nil { // e may be nil by now
-			cancel()
-			src.Close()
+			opened.cancel()
+			opened.source.Close()
 		}
 	}()
 	if err := fusefs.Recover(req.Dir); err != nil {
@@ -89,6 +85,26 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 	return e, pinned, nil
 }
 
+// openSource makes an endpoint that has an origin and no mount yet. Whoever does without one cancels it
+// and closes its source.
+func (d *daemon) openSource(ctx context.Context, req mountRequest) (*endpoint, string, error) {
+	src, err := origin.Open(ctx, req.Origin, origin.Options{HTTP: origin.ClientOptions{Poll: req.Poll}})
+	if err != nil {
+		return nil, "", err
+	}
+	root, pinned, err := d.trustOrigin(ctx, src, req)
+	if err != nil {
+		src.Close()
+		return nil, "", err
+	}
+	e := &endpoint{req: req, log: d.log.With("dir", req.Dir), done: make(chan struct{}), source: src, cache: d.cache,
+		state: stateDir(filepath.Join(d.dir, "state", root.ID)),
+		refs:  trust.Refs{Reader: src, Root: root}, view: d.cache.Reader(src)}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	d.rates.Store(req.Origin, e.view)
+	return e, pinned, nil
+}
+
 // start activates the first version.
 func (e *endpoint) start(ctx context.Context) error {
 	if strings.Contains(e.req.Target, "@") {
@@ -107,11 +123,56 @@ func (e *endpoint) start(ctx context.Context) error {
 		Activator: e, Poll: e.req.Poll, Logger: e.log,
 		Notify: func(s rollout.Status) {
 			e.mu.Lock()
+			if s.Active.Manifest.IsZero() { // the follower knows nothing of what resume showed
+				s.Active = e.status.Active
+			}
 			e.status = s
 			e.mu.Unlock()
 		},
 	})
-	return e.follower.Start(ctx)
+	err := e.resume(ctx)
+	if err == nil {
+		err = e.follower.Start(ctx)
+	}
+	if errors.Is(err, errStagedLater) {
+		err = nil
+	}
+	return err
+}
+
+// errStagedLater says that a version is not shown at the start, since another one that is complete is,
+// beside which it is completed.
+var errStagedLater = errors.New("completed first")
+
+// resume shows the generation that was active when the mount was last here, if the channel has moved on
+// since and --stage asks for content that the new one may lack. Without a network nobody knows, and the
+// follower shows what it remembers, which is that generation or one that was being staged.
+func (e *endpoint) resume(ctx context.Context) error {
+	if e.req.Stage == stageMetadata {
+		return nil
+	}
+	for _, h := range e.holds() {
+		for _, g := range h.Generations {
+			if g.Role != cache.Active || e.wanted(g.Manifest).Empty() && e.req.Stage != stageAll {
+				continue
+			}
+			v, err := namespace.ParseVersion(g.Version)
+			if err != nil {
+				continue
+			}
+			if ready, err := e.cache.Ready(ctx, h, false); err != nil || !slices.ContainsFunc(ready, func(r cache.Readiness) bool {
+				return r.Role == cache.Active && r.Complete
+			}) {
+				continue
+			}
+			if now, err := e.pointer(ctx); err != nil || now.Manifest == g.Manifest {
+				return nil // the follower says what is wrong
+			}
+			e.resumed = true
+			return e.Activate(ctx, namespace.Pointer{Version: v, Manifest: g.Manifest})
+		}
+	}
+	return nil
 }
 
 // fixed resolves a namespace version, from the origin or, if that is out of reach, from what was
@@ -149,14 +210,36 @@ func (r oneRef) Ref(context.Context, namespace.RefName) ([]byte, error) { return
 func (r oneRef) Refs(context.Context, string) ([]string, error) { return nil, nil }
 
 // Stage implements rollout.Activator: the manifest and all catalogs are fetched, so that the swap
-// waits for no network and the new version can be listed offline at once. The first version is
-// not waited for: a mount of a huge tree should appear at once.
+// waits for no network and the new version can be listed offline at once, and the content that --stage
+// asks for: it is completed beside the version that is shown, and flips as a whole. The first version
+// is not waited for: a mount of a huge tree should appear at once.
 func (e *endpoint) Stage(ctx context.Context, p namespace.Pointer) error {
+	if e.resumed {
+		e.resumed = false
+		return errStagedLater
+	}
 	m, err := e.manifest(ctx, p.Manifest)
-	if err != nil || e.activePointer().Manifest.IsZero() {
+	active := e.activePointer().Manifest
+	if err != nil || active.IsZero() {
 		return err
 	}
-	return e.view.HydrateMetadata(ctx, m.Root)
+	g := held(p, m)
+	err = e.eachHold(func(h *cache.Hold) {
+		for _, x := range h.Generations { // what was fetched of this one is wanted of the next
+			if x.Manifest == active {
+				g.Hydrated = x.Hydrated
+			}
+		}
+		h.Stage(g)
+		g.Hydrated = cache.Selection{}
+	})
+	if err == nil {
+		err = e.view.HydrateMetadata(ctx, m.Root)
+	}
+	if err != nil {
+		return err
+	}
+	return e.stageContent(ctx, p, g)
 }
 
 // Activate implements rollout.Activator.
@@ -171,18 +254,46 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 	e.mu.Lock()
 	e.previous, e.status.Active = e.status.Active, p
 	e.mu.Unlock()
-	e.background(func(ctx context.Context) error { return e.view.HydrateMetadata(ctx, m.Root) }, "metadata")
-	if e.req.Hydrate {
-		e.background(func(ctx context.Context) error { return e.view.Hydrate(ctx, m.Root, nil) }, "content")
+	g := held(p, m)
+	if err := e.eachHold(func(h *cache.Hold) { h.Activate(g) }); err != nil {
+		e.log.Error("what is shown may be evicted: it could not be noted", "version", g.Version, "error", err)
 	}
+	e.background(func(ctx context.Context) error {
+		if err := e.view.HydrateMetadata(ctx, m.Root); err != nil {
+			return err
+		}
+		if want := e.wanted(g.Manifest); !want.Empty() {
+			return e.fill(ctx, g, cache.FillOptions{Select: want})
+		}
+		return nil
+	}, g.Version)
 	return nil
 }
 
-// background fetches ahead while the mount is in use. It may fail: then reads fetch.
+// againMin and againMax bound the pause before fetching ahead is tried again.
+const (
+	againMin = time.Second
+	againMax = time.Minute
+)
+
+// background fetches ahead while the mount is in use. Meanwhile, and if it fails, reads fetch; as long as
+// the origin is out of reach it is tried again.
 func (e *endpoint) background(fetch func(context.Context) error, what string) {
 	e.work.Go(func() {
-		if err := fetch(e.ctx); err != nil && e.ctx.Err() == nil {
+		for pause := againMin; ; pause = min(2*pause, againMax) {
+			err := fetch(e.ctx)
+			if err == nil || e.ctx.Err() != nil {
+				return
+			}
 			e.log.Warn("not hydrated", "what", what, "error", err)
+			if !namespace.IsKind(err, namespace.Unavailable) {
+				return
+			}
+			select {
+			case <-e.ctx.Done():
+				return
+			case <-time.After(pause):
+			}
 		}
 	})
 }

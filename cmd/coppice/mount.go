@@ -22,7 +22,7 @@ import (
 type mountFlags struct {
 	foreground, suid, dev, hydrate bool
 	poll                           time.Duration
-	quota, trust                   string
+	quota, trust, stage            string
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -51,7 +51,8 @@ DIR becomes a symbolic link into a mount made by fusermount3, replaced atomicall
 	fl.BoolVar(&f.dev, "dev", false, "let devices be opened")
 	fl.BoolVar(&f.hydrate, "hydrate", false, "fetch all content in the background")
 	fl.DurationVar(&f.poll, "poll", 30*time.Second, "`INTERVAL` of asking a static server for a new pointer")
-	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), when this starts its daemon")
+	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), from now on")
+	fl.StringVar(&f.stage, "stage", stagePinned, "`WHAT` of a new version is fetched before it is shown: all, pinned (what is pinned or was hydrated) or metadata")
 	fl.StringVar(&f.trust, "trust", "", "`FILE` with the origin's root of trust (a copy of ref/trust/root)")
 	return c
 }
@@ -138,7 +139,13 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 		return req, "", err
 	}
 	req = mountRequest{Target: target, Dir: abs, Origin: loc, Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev,
-		Hydrate: f.hydrate, RunDir: runDir()}
+		Hydrate: f.hydrate, Stage: f.stage, RunDir: runDir()}
+	if req.Quota, err = parseSize(f.quota); err != nil {
+		return req, "", err
+	}
+	if err := checkStage(f.stage); err != nil {
+		return req, "", err
+	}
 	if f.trust != "" {
 		if req.Trust, err = os.ReadFile(f.trust); err != nil {
 			return req, "", disk.Error("read", f.trust, err)
@@ -207,7 +214,7 @@ func (a *app) attend(ctx context.Context, d *daemonClient, req mountRequest) err
 			return err
 		case <-tick.C:
 			var all []mountStatus
-			err := d.call(ctx, "/status", statusRequest{Dir: req.Dir}, &all)
+			err := d.call(ctx, "/status", statusRequest{Dir: req.Dir, Brief: true}, &all)
 			if ctx.Err() == nil && (err != nil || len(all) == 0) {
 				return nil
 			}

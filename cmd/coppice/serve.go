@@ -79,6 +79,11 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 	}
 	debug.SetMemoryLimit(daemonMemory)
 	c, err := cache.Open(cache.Options{Dir: dir, QuotaBytes: bytes, Logger: log})
+	if err == nil && bytes != 0 {
+		if err = c.SetQuota(bytes); err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}
 	if err != nil {
 		ready(err)
 		return err
@@ -137,6 +142,9 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("POST /current", answer(d.current))
 	mux.HandleFunc("POST /cache", answer(func(context.Context, struct{}) (cache.Stats, error) { return d.cache.Stats(), nil }))
 	mux.HandleFunc("POST /hydrate", d.hydrate)
+	mux.HandleFunc("POST /pin", answer(busyWith(d, d.pin)))
+	mux.HandleFunc("POST /unpin", answer(busyWith(d, d.unpin)))
+	mux.HandleFunc("POST /ready", answer(busyWith(d, d.ready)))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.Handle("/metrics", promhttp.HandlerFor(d.reg, promhttp.HandlerOpts{}))
@@ -159,35 +167,6 @@ func answer[Req, Reply any](f func(context.Context, Req) (Reply, error)) http.Ha
 		}
 		_ = json.NewEncoder(w).Encode(reply)
 	}
-}
-
-// hydrate fetches all content of a mount's active version, telling of its progress line by line.
-func (d *daemon) hydrate(w http.ResponseWriter, r *http.Request) {
-	var req hydrateRequest
-	err := json.NewDecoder(r.Body).Decode(&req)
-	var e *endpoint
-	if err == nil {
-		e, err = d.find(req.Dir)
-	}
-	enc, flush := json.NewEncoder(w), http.NewResponseController(w)
-	if err == nil {
-		var m namespace.Manifest
-		if m, err = e.manifest(r.Context(), e.activePointer().Manifest); err == nil {
-			var last time.Time
-			err = e.view.Hydrate(r.Context(), m.Root, func(done, total int64) {
-				if time.Since(last) > 100*time.Millisecond {
-					last = time.Now()
-					_ = enc.Encode(hydrateUpdate{Done: done, Total: total})
-					_ = flush.Flush()
-				}
-			})
-		}
-	}
-	end := hydrateUpdate{End: true}
-	if err != nil {
-		end.Error = wireError(err)
-	}
-	_ = enc.Encode(end)
 }
 
 // startAttempts and startPause bound how long a command tries to reach or start a daemon: an old
