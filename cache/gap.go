@@ -15,8 +15,8 @@ const indexEntryBytes = 110
 
 // gap is what is missing of a set.
 type gap struct {
-	chunks, bytes int64                     // equal ones count each
-	in            map[namespace.Digest]bool // catalogs that miss some
+	chunks, bytes int64                      // equal ones count each
+	in            map[namespace.Digest]int64 // by catalog: chunks
 }
 
 // lack is what is missing of the chosen chunks of a catalog.
@@ -52,14 +52,14 @@ func (c *Cache) missing(want *chosen) *lack {
 
 // gapOf finds out what is missing of a set. Kinds: Canceled.
 func (c *Cache) gapOf(ctx context.Context, set *Set) (gap, error) {
-	g := gap{in: map[namespace.Digest]bool{}}
+	g := gap{in: map[namespace.Digest]int64{}}
 	for _, d := range set.catalogs {
 		if ctx.Err() != nil {
 			return g, namespace.E(namespace.Canceled, "check", set.Root.String(), ctx.Err())
 		}
 		if want := set.chosen[d]; want != nil {
 			if l := c.missing(want); l.chunks > 0 {
-				g.in[d] = true
+				g.in[d] = l.chunks
 				g.chunks += l.chunks
 				g.bytes += l.bytes
 			}
@@ -71,7 +71,7 @@ func (c *Cache) gapOf(ctx context.Context, set *Set) (gap, error) {
 // weighIn returns how many bytes on disk the missing chunks of a source take, in the frames they are in.
 func (c *Cache) weighIn(src source, want *chosen) (n int64) {
 	l := c.missing(want)
-	for _, w := range src.cover(l, 1, 0) {
+	for _, w := range cover([]*job{{src, l}}, 1, 0) {
 		n += int64(w.frames[0].FrameLen) + recordHeader
 	}
 	return n + l.chunks*(indexEntryBytes+tableEntry)

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -209,19 +210,30 @@ func (h *hydration) fill(ctx context.Context, set *Set, gap gap, all bool) error
 	}
 	h.need.Store(need)
 	defer h.need.Store(0)
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(hydrateCatalogs)
-	for _, d := range set.catalogs {
-		if gap.in[d] {
-			g.Go(func() error { return h.catalog(gctx, d, set.chosen[d]) })
+	var batch []namespace.Digest
+	var chunks int64
+	for n, d := range set.catalogs {
+		if gap.in[d] > 0 {
+			batch = append(batch, d)
+			chunks += gap.in[d]
+		}
+		if chunks >= batchChunks || n == len(set.catalogs)-1 {
+			if err := h.batch(ctx, set, batch); err != nil {
+				return err
+			}
+			batch, chunks = nil, 0
 		}
 	}
-	return g.Wait()
+	return nil
 }
 
-// hydrateCatalogs is how many catalogs are worked on at a time, so that the requests of one fill what
-// those of another leave.
-const hydrateCatalogs = 4
+const (
+	// hydrateCatalogs is how many catalogs are looked into at a time.
+	hydrateCatalogs = 4
+	// batchChunks is how many missing chunks are planned together, since catalogs share packs; some 100
+	// bytes each.
+	batchChunks = 64 << 10
+)
 
 // weigh returns how many bytes on disk the missing chunks of a set take, in the frames that they are in.
 func (h *hydration) weigh(ctx context.Context, set *Set, gap gap) (int64, error) {
@@ -229,7 +241,7 @@ func (h *hydration) weigh(ctx context.Context, set *Set, gap gap) (int64, error)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(hydrateCatalogs)
 	for _, d := range set.catalogs {
-		if !gap.in[d] {
+		if gap.in[d] == 0 {
 			continue
 		}
 		g.Go(func() error {
@@ -256,41 +268,60 @@ func (h *hydration) source(ctx context.Context, d namespace.Digest, cat *catalog
 	return source{d, cat, loc}, err
 }
 
-// catalog fetches the wanted chunks of one catalog: made from older ones where a delta knows how, the
-// rest in few requests, some of them at a time.
-func (h *hydration) catalog(ctx context.Context, d namespace.Digest, want *chosen) error {
-	before := h.r.c.missing(want)
-	h.update.files(ctx, d, want)
-	left := h.r.c.missing(want)
-	h.arrived(before.bytes - left.bytes)
-	if left.chunks == 0 {
-		return nil
+// batch fetches what is missing of some catalogs: made from older ones where a delta knows how, the rest
+// in few requests, some of them at a time.
+func (h *hydration) batch(ctx context.Context, set *Set, ids []namespace.Digest) error {
+	jobs := make([]*job, len(ids))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(hydrateCatalogs)
+	for n, d := range ids {
+		g.Go(func() (err error) {
+			jobs[n], err = h.job(gctx, d, set.chosen[d])
+			return err
+		})
 	}
-	src, err := h.source(ctx, d, want.cat)
-	if err != nil {
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	for i := range src.loc.Len() { // a locator that is wrong: a read has it fetched anew, or says so
-		if src.loc.Place(i).IsZero() && left.has(i) {
-			if err := h.ensure(ctx, src, i); err != nil {
-				return err
-			}
-		}
-	}
-	g, gctx := errgroup.WithContext(ctx)
-	for _, w := range src.cover(left, h.window, gapHydrate) {
+	jobs = slices.DeleteFunc(jobs, func(j *job) bool { return j == nil })
+	g, gctx = errgroup.WithContext(ctx)
+	for _, w := range cover(jobs, h.window, gapHydrate) {
 		if err := h.begin(gctx, w); err != nil {
 			break // g has the reason, or it is ctx's
 		}
-		g.Go(func() error { return h.await(gctx, src, w) })
+		g.Go(func() error { return h.await(gctx, w) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
-		return namespace.E(namespace.KindOf(ctx.Err()), "hydrate", d.String(), ctx.Err())
+		return namespace.E(namespace.KindOf(ctx.Err()), "hydrate", set.Root.String(), ctx.Err())
 	}
 	return nil
+}
+
+// job makes what it can of a catalog by deltas, and finds out where the rest is; nil if nothing is left.
+func (h *hydration) job(ctx context.Context, d namespace.Digest, want *chosen) (*job, error) {
+	before := h.r.c.missing(want)
+	h.update.files(ctx, d, want)
+	left := h.r.c.missing(want)
+	h.arrived(before.bytes - left.bytes)
+	if left.chunks == 0 {
+		return nil, nil
+	}
+	src, err := h.source(ctx, d, want.cat)
+	if err != nil {
+		return nil, err
+	}
+	j := &job{src, left}
+	for i := range src.loc.Len() { // a locator that is wrong: a read has it fetched anew, or says so
+		if src.loc.Place(i).IsZero() && left.has(i) {
+			if err := h.ensure(ctx, due{j, i}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return j, nil
 }
 
 // arrived notes that n bytes of plaintext are here that were not.
@@ -316,13 +347,13 @@ func (h *hydration) begin(ctx context.Context, w window) error {
 
 // await waits for the frames of a window. A read makes sure of each chunk whatever went wrong, and says
 // what did.
-func (h *hydration) await(ctx context.Context, src source, w window) error {
+func (h *hydration) await(ctx context.Context, w window) error {
 	for k, f := range w.frames {
 		if fl := h.r.c.flights.find(f.key()); fl != nil {
 			_ = fl.wait(ctx, f.key()) // what it may fail with, the read fails with
 		}
-		for _, i := range w.due[k] {
-			if err := h.ensure(ctx, src, i); err != nil {
+		for _, x := range w.due[k] {
+			if err := h.ensure(ctx, x); err != nil {
 				return err
 			}
 		}
@@ -330,16 +361,17 @@ func (h *hydration) await(ctx context.Context, src source, w window) error {
 	return nil
 }
 
-// ensure has chunk i here: it came, or a read brings it.
-func (h *hydration) ensure(ctx context.Context, src source, i int) error {
-	if ch := src.cat.Chunk(i); !h.r.c.holds(ch.Digest) {
-		ref := namespace.ChunkRef{Catalog: src.id, Index: uint32(i), Digest: ch.Digest, Size: uint32(src.cat.ChunkLen(i))}
+// ensure has a chunk here: it came, or a read brings it.
+func (h *hydration) ensure(ctx context.Context, x due) error {
+	ch, n := x.job.cat.Chunk(x.chunk), x.job.cat.ChunkLen(x.chunk)
+	if !h.r.c.holds(ch.Digest) {
+		ref := namespace.ChunkRef{Catalog: x.job.id, Index: uint32(x.chunk), Digest: ch.Digest, Size: uint32(n)}
 		var probe [1]byte
 		if _, err := h.r.ReadChunk(ctx, ref, probe[:], 0); err != nil {
 			return err
 		}
 	}
-	h.arrived(int64(src.cat.ChunkLen(i)))
+	h.arrived(int64(n))
 	return nil
 }
 

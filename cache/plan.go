@@ -40,7 +40,7 @@ func (p planned) key() flightKey { return flightKey{p.Pack, p.FrameOff} }
 type window struct {
 	frames []planned
 	next   int
-	due    [][]int // of a hydration: the chunks to wait for in each of the frames
+	due    [][]due // of a hydration: the chunks to wait for in each of the frames
 }
 
 // bytes returns how many bytes a request for the window brings.
@@ -84,19 +84,35 @@ func (c *Cache) plan(src source, i int, limit, gap int64) window {
 	return w
 }
 
-// cover plans the requests for all chunks of a catalog that l misses: frames in the order of their packs,
-// neighbours together, until limit stored bytes or a gap of more than gap. What else the catalog has in
-// those frames comes along.
-func (s source) cover(l *lack, limit, gap int64) []window {
+// job is what is missing of a catalog, and where that is.
+type job struct {
+	source
+	lack *lack
+}
+
+// due is a chunk that somebody waits for.
+type due struct {
+	job   *job
+	chunk int
+}
+
+// cover plans the requests for all that jobs miss: frames in the order of their packs, which catalogs
+// share, neighbours together, until limit stored bytes or a gap of more than gap. What else the catalogs
+// have in those frames comes along.
+func cover(jobs []*job, limit, gap int64) []window {
 	type wanted struct {
 		planned
-		due []int
+		due []due
 	}
 	at := map[flightKey]*wanted{}
 	var order []*wanted
 	packs := map[namespace.Digest]int{} // by first use
-	for i := range s.loc.Len() {
-		if p := s.loc.Place(i); !p.IsZero() && l.has(i) {
+	for _, j := range jobs {
+		for i := range j.loc.Len() {
+			p := j.loc.Place(i)
+			if p.IsZero() || !j.lack.has(i) {
+				continue
+			}
 			w := at[flightKey{p.Pack, p.FrameOff}]
 			if w == nil {
 				w = &wanted{planned: planned{Place: p}}
@@ -105,13 +121,15 @@ func (s source) cover(l *lack, limit, gap int64) []window {
 					packs[p.Pack] = len(packs)
 				}
 			}
-			w.due = append(w.due, i)
+			w.due = append(w.due, due{j, i})
 		}
 	}
-	for i := range s.loc.Len() {
-		p := s.loc.Place(i)
-		if w := at[flightKey{p.Pack, p.FrameOff}]; w != nil && !p.IsZero() {
-			w.chunks = append(w.chunks, object.FrameChunk{Digest: s.cat.Chunk(i).Digest, Off: p.Off, Len: uint32(s.cat.ChunkLen(i))})
+	for _, j := range jobs {
+		for i := range j.loc.Len() {
+			p := j.loc.Place(i)
+			if w := at[flightKey{p.Pack, p.FrameOff}]; w != nil && !p.IsZero() {
+				w.chunks = append(w.chunks, object.FrameChunk{Digest: j.cat.Chunk(i).Digest, Off: p.Off, Len: uint32(j.cat.ChunkLen(i))})
+			}
 		}
 	}
 	slices.SortFunc(order, func(a, b *wanted) int {
@@ -120,17 +138,19 @@ func (s source) cover(l *lack, limit, gap int64) []window {
 	var all []window
 	for _, f := range order {
 		f.chunks = distinct(f.chunks)
-		if n := len(all); n > 0 {
-			w := &all[n-1]
-			last := w.frames[len(w.frames)-1]
-			if f.Pack == last.Pack && f.FrameOff >= last.end() && f.FrameOff-last.end() <= gap && f.end()-w.frames[0].FrameOff <= limit {
-				w.frames, w.due = append(w.frames, f.planned), append(w.due, f.due)
-				continue
-			}
+		if n := len(all); n > 0 && all[n-1].takes(f.planned, limit, gap) {
+			all[n-1].frames, all[n-1].due = append(all[n-1].frames, f.planned), append(all[n-1].due, f.due)
+			continue
 		}
-		all = append(all, window{frames: []planned{f.planned}, due: [][]int{f.due}})
+		all = append(all, window{frames: []planned{f.planned}, due: [][]due{f.due}})
 	}
 	return all
+}
+
+// takes reports whether a frame may be the next one of the window.
+func (w window) takes(f planned, limit, gap int64) bool {
+	last := w.frames[len(w.frames)-1]
+	return f.Pack == last.Pack && f.FrameOff >= last.end() && f.FrameOff-last.end() <= gap && f.end()-w.frames[0].FrameOff <= limit
 }
 
 // distinct sorts the chunks of a frame and drops what is said twice, as equal files do; what is more

@@ -99,7 +99,7 @@ func (c *Cache) readyCatalog(d namespace.Digest, want *chosen, r *Readiness) {
 		r.FetchBytes += l.bytes
 		return
 	}
-	for _, w := range (source{d, want.cat, loc}).cover(l, windowMax, gapHydrate) {
+	for _, w := range cover([]*job{{source{d, want.cat, loc}, l}}, windowMax, gapHydrate) {
 		r.FetchBytes += w.bytes()
 	}
 }
