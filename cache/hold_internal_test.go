@@ -31,7 +31,7 @@ func (f *fixture) manifest(t testing.TB) namespace.Digest { return f.putBlob(t, 
 // shrink gives a cache a quota that is less than Open takes, so that a test fills it quickly.
 func shrink(c *Cache) {
 	c.quota.Store(smallQuota)
-	c.segments.grain = smallQuota / segmentShare
+	c.segments.setGrain(grainOf(smallQuota))
 }
 
 const smallQuota = 8 << 20
@@ -272,6 +272,23 @@ func TestSetQuota(t *testing.T) {
 			t.Errorf("%q: %d, want %d", file, got, want)
 		}
 		c.crash()
+	}
+}
+
+// A quota that is lowered while one large segment holds everything is kept all the same.
+func TestLowerQuota(t *testing.T) {
+	f := newFixture(t, 3, 100, 70_000, layoutOf{1, 20, 0}) // 10 MB stored
+	c := openTest(t, Options{Dir: t.TempDir()})
+	r := c.Reader(f.origin)
+	f.readAll(t, r)
+	if n := c.Stats().Segments; n != 1 {
+		t.Fatalf("%d segments", n)
+	}
+	shrink(c)
+	g := newFixtureFrom(t, 1000, 1, 20, 70_000, layoutOf{1, 20, 0})
+	g.readAll(t, c.Reader(g.origin))
+	if s := c.Stats(); s.UsedBytes > smallQuota || s.Unkept != 0 || s.Evictions != 1 {
+		t.Errorf("%+v", s)
 	}
 }
 

@@ -72,5 +72,6 @@ func (c *Cache) SetQuota(n int64) error {
 		return err
 	}
 	c.quota.Store(n)
+	c.segments.setGrain(grainOf(n))
 	return nil
 }

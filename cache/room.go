@@ -32,6 +32,9 @@ func (c *Cache) reserve(n int64) error {
 	}
 	for c.used()+n > c.limit() {
 		old := c.victim()
+		if old == nil && c.segments.roll() {
+			continue
+		}
 		if old == nil {
 			return namespace.E(namespace.Limit, "keep", "cache", fmt.Errorf("of its quota of %s all but %s is pinned or in use",
 				humanBytes(c.quota.Load()), humanBytes(max(c.limit()-c.used(), 0))))
@@ -54,7 +57,7 @@ func (c *Cache) limit() int64 {
 	if c.guard.idle() {
 		return q
 	}
-	return q - min(int64(c.segments.grain), q/segmentShare)
+	return q - int64(grainOf(q))
 }
 
 // used is what is on disk or about to be, in bytes.
@@ -74,6 +77,31 @@ func (c *Cache) victim() *segment {
 		}
 	}
 	return nil
+}
+
+// grainOf returns the size at which a segment is closed.
+func grainOf(quota int64) uint32 { return uint32(min(quota/segmentShare, segmentMax)) }
+
+// setGrain changes the size at which a segment is closed.
+func (ss *segments) setGrain(n uint32) {
+	ss.appending.Lock()
+	defer ss.appending.Unlock()
+	ss.grain = n
+}
+
+// roll closes the segment that is appended to if it is full, so that it can be dropped; a smaller quota
+// may have made it so.
+func (ss *segments) roll() bool {
+	ss.appending.Lock()
+	defer ss.appending.Unlock()
+	ss.mu.RLock()
+	s := ss.byID[ss.last]
+	ss.mu.RUnlock()
+	if s == nil || s.size.Load() < ss.grain {
+		return false
+	}
+	_, err := ss.create()
+	return err == nil // or the next write says what is wrong
 }
 
 // byUse returns all segments but the one that is appended to, least recently used first.

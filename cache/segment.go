@@ -186,7 +186,7 @@ type segments struct {
 }
 
 func openSegments(dir string, quota int64) (*segments, error) {
-	ss := &segments{dir: dir, grain: uint32(min(quota/segmentShare, segmentMax)), byID: map[uint32]*segment{}}
+	ss := &segments{dir: dir, grain: grainOf(quota), byID: map[uint32]*segment{}}
 	names, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, disk.Error("list", dir, err)
