@@ -353,37 +353,42 @@ func (d *daemon) hydrateOne(ctx context.Context, req keepRequest, tell func(what
 		return err
 	}
 	defer done()
-	named := !req.Select.Empty()
-	if !named {
-		pinned := slices.ContainsFunc(e.holds(), func(h cache.Hold) bool { return h.Kind == cache.Pinned })
-		if req.Select.All = !pinned; pinned { // the channel may have moved since
-			if _, err := e.cache.ChangeHold(e.pinID(), func(h *cache.Hold) {
-				if h.ID != "" {
-					h.Activate(g)
-				}
-			}); err != nil {
-				return err
-			}
-			req.Select = e.wanted(g.Manifest)
-		}
-	}
-	if e.server != nil && (named || req.Select.All) { // what was fetched on purpose stays as long as the version is shown
-		if err := e.eachHold(func(h *cache.Hold) {
-			for i, x := range h.Generations {
-				if h.Kind == cache.Mounted && x.Manifest == g.Manifest {
-					x.Hydrated.All = x.Hydrated.All || req.Select.All
-					x.Hydrated.Paths = append(slices.Clone(x.Hydrated.Paths), req.Select.Paths...)
-					slices.Sort(x.Hydrated.Paths)
-					x.Hydrated.Paths = slices.Compact(x.Hydrated.Paths)
-					h.Generations[i] = x
-				}
+	pinned := req.Select.Empty() && slices.ContainsFunc(e.holds(), func(h cache.Hold) bool { return h.Kind == cache.Pinned })
+	switch {
+	case pinned: // the channel may have moved since
+		if _, err := e.cache.ChangeHold(e.pinID(), func(h *cache.Hold) {
+			if h.ID != "" {
+				h.Activate(g)
 			}
 		}); err != nil {
 			return err
 		}
+		req.Select = e.wanted(g.Manifest)
+	case req.Select.Empty():
+		req.Select.All = true
 	}
-	return e.fill(ctx, g, cache.FillOptions{Select: req.Select, Rate: req.Rate,
+	err = e.fill(ctx, g, cache.FillOptions{Select: req.Select, Rate: req.Rate,
 		Progress: func(done, total int64) { tell(g.Version, done, total) }})
+	if err != nil || pinned || e.server == nil {
+		return err
+	}
+	return e.hydrated(g.Manifest, req.Select)
+}
+
+// hydrated notes what was fetched on purpose of a version: it stays as long as that may be shown.
+func (e *endpoint) hydrated(manifest namespace.Digest, s cache.Selection) error {
+	return e.eachHold(func(h *cache.Hold) {
+		for i, x := range h.Generations {
+			if h.Kind != cache.Mounted || x.Manifest != manifest {
+				continue
+			}
+			x.Hydrated.All = x.Hydrated.All || s.All
+			x.Hydrated.Paths = slices.Concat(x.Hydrated.Paths, s.Paths)
+			slices.Sort(x.Hydrated.Paths)
+			x.Hydrated.Paths = slices.Compact(x.Hydrated.Paths)
+			h.Generations[i] = x
+		}
+	})
 }
 
 // enter keeps the daemon from ending while a request without a mount is served; exit lets it go.
