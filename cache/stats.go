@@ -27,6 +27,8 @@ type Stats struct {
 	Carried     uint64 `json:"carried_bytes"` // copied out of dropped segments, since they are held
 	Unkept      uint64 `json:"unkept"`        // objects that could not be written
 	ReadThrough bool   `json:"read_through"`  // the last write failed
+	// DamagedHolds are the files of pins that could not be read when the cache was opened.
+	DamagedHolds []string `json:"damaged_holds,omitempty"`
 }
 
 // Stats returns the cache's statistics.
@@ -35,6 +37,7 @@ func (c *Cache) Stats() Stats {
 		UsedBytes: c.onDisk(), QuotaBytes: c.quota.Load(), Segments: len(c.segments.all()),
 		Hits: c.count.hits.Load(), Misses: c.count.misses.Load(), Frames: c.count.frames.Load(), Requests: c.count.requests.Load(), Fetched: c.count.fetched.Load(),
 		Corrupt: c.count.corrupt.Load(), Evictions: c.count.evictions.Load(), Carried: c.count.carried.Load(), Unkept: c.count.unkept.Load(), ReadThrough: c.through.Load(),
+		DamagedHolds: c.DamagedHolds(),
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -44,31 +45,64 @@ func (a *app) cacheStatus() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.result(s, func(w io.Writer) {
-				field(w, "used", fmt.Sprintf("%s of %s in %d segments", size(uint64(s.UsedBytes)), size(uint64(s.QuotaBytes)), s.Segments))
-				field(w, "fetched", fmt.Sprintf("%s in %d requests", size(s.Fetched), s.Requests))
-				field(w, "hits", fmt.Sprint(s.Hits))
-				field(w, "refused", fmt.Sprintf("%d objects whose bytes were wrong", s.Corrupt))
-				field(w, "evicted", fmt.Sprintf("%d segments", s.Evictions))
-				if s.ReadThrough {
-					field(w, "warning", fmt.Sprintf("reading through: %d objects could not be kept", s.Unkept))
-				}
-			})
+			return a.result(s, s.print)
 		},
 	}
 }
 
+// cacheState is the result of `cache status`.
+type cacheState struct {
+	cache.Stats
+	Pins []readiness `json:"pins,omitempty"`
+}
+
+func (s cacheState) print(w io.Writer) {
+	field(w, "used", fmt.Sprintf("%s of %s in %d segments", size(uint64(s.UsedBytes)), size(uint64(s.QuotaBytes)), s.Segments))
+	field(w, "fetched", fmt.Sprintf("%s in %d requests", size(s.Fetched), s.Requests))
+	field(w, "hits", fmt.Sprint(s.Hits))
+	field(w, "refused", fmt.Sprintf("%d objects whose bytes were wrong", s.Corrupt))
+	field(w, "evicted", fmt.Sprintf("%d segments, %s of them kept for pins", s.Evictions, size(s.Carried)))
+	for _, r := range s.Pins {
+		field(w, "ready", r.Target+"  "+r.text())
+	}
+	for _, file := range s.DamagedHolds {
+		field(w, "warning", file+" cannot be read: what it pinned may be evicted; pin again")
+	}
+	if s.ReadThrough {
+		field(w, "warning", fmt.Sprintf("reading through: %d objects could not be kept", s.Unkept))
+	}
+}
+
 // cacheStats asks the daemon that uses the cache, or opens it.
-func (a *app) cacheStats(ctx context.Context) (s cache.Stats, err error) {
+func (a *app) cacheStats(ctx context.Context) (s cacheState, err error) {
 	dir, err := a.cacheDir()
 	if err != nil {
 		return s, err
 	}
 	if d, derr := dialDaemon(dir); derr == nil {
-		err = d.call(ctx, "/cache", struct{}{}, &s)
-		return s, err
+		if err = d.call(ctx, "/cache", struct{}{}, &s.Stats); err == nil {
+			err = d.call(ctx, "/ready", keepRequest{}, &s.Pins)
+		}
+		if !errors.Is(err, errEnding) && !isBroken(err) {
+			return s, err
+		}
 	}
-	err = a.withCache(ctx, func(c *cache.Cache) error { s = c.Stats(); return nil })
+	err = a.withCache(ctx, func(c *cache.Cache) error {
+		s.Stats = c.Stats()
+		for _, h := range c.Holds() {
+			if h.Kind != cache.Pinned {
+				continue
+			}
+			found, err := c.Ready(ctx, h, false)
+			if err != nil {
+				return err
+			}
+			for _, r := range found {
+				s.Pins = append(s.Pins, readiness{Readiness: r})
+			}
+		}
+		return nil
+	})
 	return s, err
 }
 
