@@ -6,6 +6,8 @@
 //	lock                   held by the one process that uses the cache; names it, and the machine's run
 //	objects/ab/<hex>       catalogs and manifests, plain, mapped by those who read them
 //	objects/ab/<hex>.loc   locators, as stored by the origin
+//	holds/ID.json          what is never evicted, and why (hold.go)
+//	quota                  the bound in bytes, if one was set (quota.go)
 //	segments/NNNNNNNN.seg  append-only records of frames as they were fetched (segment.go); mode 0400:
 //	                       closed, and synced
 //	misses.json            what reads needed and did not get (misses.go)
@@ -24,8 +26,9 @@
 //     believed about it (recover.go), so that what is said to be here can be read.
 //   - C4: concurrent misses of one frame are one request, and a request that was sent is finished
 //     whoever gives up waiting.
-//   - C5: the bound is kept by dropping whole segments, least recently used first; readers that have
-//     one open are not disturbed. A full disk means reading through, not failing.
+//   - C5: the bound is kept, before anything is written, by dropping whole segments, least recently used
+//     first; what is held of one is copied to the newest first. Readers that have one open are not
+//     disturbed. A full disk, or a quota full of what is held, means reading through, not failing.
 //   - C6: a lower cache is only read, without a lock, and nothing in it is believed (lower.go).
 //
 // # Locks
@@ -55,8 +58,10 @@ import (
 
 // Options configure a Cache. Dir is required.
 type Options struct {
-	Dir        string
-	QuotaBytes int64         // bound of what is on disk; default a tenth of the file system, at least 2 GiB
+	Dir string
+	// QuotaBytes bounds what is on disk; default what SetQuota was told last, or else a tenth of the file
+	// system, at least 2 GiB.
+	QuotaBytes int64
 	Timeout    time.Duration // bound of a read that waits for the network; default 10 s
 	Silence    time.Duration // the same while the origin is not heard of, by a Reader with a Watch; default 2 s
 	// FrameBytes bounds decoded frames kept in memory; default 16 MiB.
@@ -93,7 +98,12 @@ type Cache struct {
 	waits    waits
 
 	triggers    triggers
-	room        sync.Mutex   // one makes room at a time
+	room        sync.Mutex   // one makes room at a time; guards guard's tables, objectsLeft
+	objectsLeft int64        // of objects/, when some were dropped last
+	reserved    atomic.Int64 // bytes that are about to be written
+	quota       atomic.Int64 // bound of what is on disk, bytes
+	holding     *holds
+	guard       warden
 	objectBytes atomic.Int64 // of objects/, roughly: overwriting counts twice until the next start
 	degradedAt  atomic.Int64 // seconds since 1970 of the last complaint
 	through     atomic.Bool  // the last write failed
@@ -118,6 +128,8 @@ func Open(o Options) (*Cache, error) {
 	}
 	c := &Cache{o: o, lock: lock, log: o.Logger, closing: make(chan struct{})}
 	c.misses = openMisses(o.Dir)
+	c.quota.Store(o.QuotaBytes)
+	c.guard.sets, c.guard.kept = map[*hydration]*Set{}, map[uint32]keptBytes{}
 	c.frames = newFrames(o.FrameBytes)
 	c.flights = newFlights()
 	c.objects = newObjects(filepath.Join(o.Dir, "objects"), o.ops)
@@ -126,6 +138,11 @@ func Open(o Options) (*Cache, error) {
 	c.sweepTemporary()
 	c.waits.open(filepath.Join(o.Dir, "waits"))
 	c.objectBytes.Store(c.objects.bytes())
+	if c.holding, err = openHolds(filepath.Join(o.Dir, "holds"), c.log); err != nil {
+		c.release()
+		return nil, err
+	}
+	c.countHolds()
 	if c.segments, err = openSegments(filepath.Join(o.Dir, "segments"), o.QuotaBytes, o.ops); err == nil {
 		if c.segments.lowers, err = openLowers(o.Lower, c.log); err != nil {
 			c.release()
@@ -172,17 +189,7 @@ func (o *Options) defaults() error {
 			return namespace.E(namespace.KindOf(err), "create cache", d, err)
 		}
 	}
-	if o.QuotaBytes == 0 {
-		o.QuotaBytes = quotaDefault
-		var st unix.Statfs_t
-		if err := unix.Statfs(o.Dir, &st); err == nil {
-			o.QuotaBytes = max(o.QuotaBytes, int64(st.Blocks)*st.Bsize/10)
-		}
-	}
-	if o.QuotaBytes < quotaMin {
-		return namespace.E(namespace.Invalid, "open cache", o.Dir, fmt.Errorf("a quota of %d bytes, at least %d", o.QuotaBytes, quotaMin))
-	}
-	return nil
+	return o.quota()
 }
 
 // ending is how the last user of a cache ended.

@@ -35,7 +35,8 @@ const (
 // ever saves bytes: whatever goes wrong, chunks are fetched as if there were no deltas, and nothing is
 // kept that has not the digest it should have. Safe for concurrent use.
 type update struct {
-	r *Reader
+	r    *Reader
+	pace func(ctx context.Context, n int64) error // waits until n bytes may be fetched; nil: at once
 
 	mu      sync.Mutex
 	useless int // catalogs in a row whose delta did not help
@@ -172,6 +173,11 @@ func (u *update) fetchHead(ctx context.Context, d namespace.Digest) ([]byte, err
 
 // part fetches up to n bytes of an object.
 func (u *update) part(ctx context.Context, key namespace.Key, off, n int64) ([]byte, error) {
+	if u.pace != nil {
+		if err := u.pace(ctx, n); err != nil {
+			return nil, err
+		}
+	}
 	body, err := u.r.get(ctx, key, off, n)
 	if err != nil {
 		return nil, err
@@ -204,6 +210,11 @@ func (u *update) frames(ctx context.Context, d namespace.Digest, h *heldDelta, w
 				last := h.Frames[wanted[len(wanted)-1]]
 				var err error
 				at = f.Off
+				if u.pace != nil {
+					if err := u.pace(ctx, last.Off+int64(last.Len)-at); err != nil {
+						return err
+					}
+				}
 				if body, err = u.r.get(ctx, namespace.Key{Class: namespace.Delta, Digest: d}, at, last.Off+int64(last.Len)-at); err != nil {
 					return err
 				}
@@ -232,19 +243,20 @@ func (u *update) frames(ctx context.Context, d namespace.Digest, h *heldDelta, w
 	return nil
 }
 
-// files makes those files of a catalog that are not here and that its delta knows how to make.
-func (u *update) files(ctx context.Context, d namespace.Digest, cat *catalog.Catalog) {
+// files makes those wanted files of a catalog that are not here and that its delta knows how to make.
+func (u *update) files(ctx context.Context, d namespace.Digest, want *chosen) {
 	if u.hopeless() {
 		return
 	}
 	missing := map[namespace.Digest]bool{}
-	for i := range cat.NumChunks() {
-		if ch := cat.Chunk(i); !ch.Hole() && !u.r.c.holds(ch.Digest) {
+	l := u.r.c.missing(want)
+	want.each(func(i int, ch catalog.Chunk) {
+		if l.has(i) {
 			missing[ch.Digest] = true
 		}
-	}
+	})
 	if len(missing) > 0 {
-		u.make(ctx, d, cat, missing, deltaChain)
+		u.make(ctx, d, want.cat, missing, deltaChain)
 	}
 }
 

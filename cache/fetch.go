@@ -292,7 +292,11 @@ func (c *Cache) admit(f planned, rec []byte, follow func(), show bool) ([]byte, 
 // has been noted: the cache reads through.
 func (c *Cache) append(f planned, rec []byte) (seg uint32, r record, err error) {
 	sum := sealRecord(rec, f.Codec, f.FramePlain, f.chunks)
-	c.makeRoom(int64(len(rec)))
+	if err = c.reserve(int64(len(rec))); err != nil {
+		c.degrade(err)
+		return 0, r, err
+	}
+	defer c.unreserve(int64(len(rec)))
 	seg, at, err := c.segments.append(rec)
 	if err != nil {
 		c.degrade(err)

@@ -31,12 +31,18 @@ type layoutOf struct{ chunks, frames, pad int }
 // newFixture publishes dirs directories of files files of size bytes.
 func newFixture(t testing.TB, dirs, files, size int, lay layoutOf) *fixture {
 	t.Helper()
+	return newFixtureFrom(t, 0, dirs, files, size, lay)
+}
+
+// newFixtureFrom is newFixture with other content for each seed, far enough from another.
+func newFixtureFrom(t testing.TB, seed, dirs, files, size int, lay layoutOf) *fixture {
+	t.Helper()
 	f := &fixture{origin: &storetest.Faulty{Origin: storetest.NewMem()}, plain: map[namespace.Digest][]byte{}}
 	root := &catalog.Node{Attr: catalog.Attr{Type: catalog.Dir, Mode: 0o755}}
 	for i := range dirs {
 		dir := &catalog.Node{Attr: catalog.Attr{Type: catalog.Dir, Mode: 0o755}}
 		for k := range files {
-			b := content(uint64(i*files+k), size)
+			b := content(uint64(seed+i*files+k), size)
 			d := namespace.Sum(b)
 			f.plain[d] = b
 			dir.Children = append(dir.Children, &catalog.Node{Name: fmt.Sprintf("f%05d", k),

@@ -244,6 +244,9 @@ func FuzzPages(f *testing.F) {
 func TestPages(t *testing.T) {
 	dir := t.TempDir()
 	const n = 20000
+	if err := openTest(t, Options{Dir: dir}).Close(); err != nil { // after a clean end nothing is purged
+		t.Fatal(err)
+	}
 	c := openTest(t, Options{Dir: dir})
 	for i := range n {
 		c.index.put(numbered(i))

@@ -211,6 +211,12 @@ func (o *objects) write(d namespace.Digest, suffix string, b []byte) error {
 	return nil
 }
 
+// stored reports whether an object has a file.
+func (o *objects) stored(d namespace.Digest) bool {
+	_, err := os.Stat(o.path(d, ""))
+	return err == nil
+}
+
 // sync makes what was written survive a crash. When it fails, the next one tries all of it again.
 func (o *objects) sync() error {
 	o.mu.Lock()

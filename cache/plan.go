@@ -16,6 +16,9 @@ import (
 const (
 	windowMin = 1 << 20
 	windowMax = 8 << 20
+	// windowRated is the least window of a hydration that has a rate: smaller requests cost more than they
+	// smooth.
+	windowRated = 256 << 10
 	// gapMax is how much of a pack is fetched for nothing rather than in two requests that somebody
 	// waits for; gapHydrate the same when nobody does, and bytes count.
 	gapMax     = 64 << 10
@@ -37,7 +40,11 @@ func (p planned) key() flightKey { return flightKey{p.Pack, p.FrameOff} }
 type window struct {
 	frames []planned
 	next   int
+	due    [][]due // of a hydration: the chunks to wait for in each of the frames
 }
+
+// bytes returns how many bytes a request for the window brings.
+func (w window) bytes() int64 { return w.frames[len(w.frames)-1].end() - w.frames[0].FrameOff }
 
 // source is a catalog and the locator of its chunks; what the latter says is not trusted.
 type source struct {
@@ -75,6 +82,75 @@ func (c *Cache) plan(src source, i int, limit, gap int64) window {
 		w.frames[k].chunks = distinct(w.frames[k].chunks)
 	}
 	return w
+}
+
+// job is what is missing of a catalog, and where that is.
+type job struct {
+	source
+	lack *lack
+}
+
+// due is a chunk that somebody waits for.
+type due struct {
+	job   *job
+	chunk int
+}
+
+// cover plans the requests for all that jobs miss: frames in the order of their packs, which catalogs
+// share, neighbours together, until limit stored bytes or a gap of more than gap. What else the catalogs
+// have in those frames comes along.
+func cover(jobs []*job, limit, gap int64) []window {
+	type wanted struct {
+		planned
+		due []due
+	}
+	at := map[flightKey]*wanted{}
+	var order []*wanted
+	packs := map[namespace.Digest]int{} // by first use
+	for _, j := range jobs {
+		for i := range j.loc.Len() {
+			p := j.loc.Place(i)
+			if p.IsZero() || !j.lack.has(i) {
+				continue
+			}
+			w := at[flightKey{p.Pack, p.FrameOff}]
+			if w == nil {
+				w = &wanted{planned: planned{Place: p}}
+				at[w.key()], order = w, append(order, w)
+				if _, known := packs[p.Pack]; !known {
+					packs[p.Pack] = len(packs)
+				}
+			}
+			w.due = append(w.due, due{j, i})
+		}
+	}
+	for _, j := range jobs {
+		for i := range j.loc.Len() {
+			p := j.loc.Place(i)
+			if w := at[flightKey{p.Pack, p.FrameOff}]; w != nil && !p.IsZero() {
+				w.chunks = append(w.chunks, object.FrameChunk{Digest: j.cat.Chunk(i).Digest, Off: p.Off, Len: uint32(j.cat.ChunkLen(i))})
+			}
+		}
+	}
+	slices.SortFunc(order, func(a, b *wanted) int {
+		return cmp.Or(cmp.Compare(packs[a.Pack], packs[b.Pack]), cmp.Compare(a.FrameOff, b.FrameOff))
+	})
+	var all []window
+	for _, f := range order {
+		f.chunks = distinct(f.chunks)
+		if n := len(all); n > 0 && all[n-1].takes(f.planned, limit, gap) {
+			all[n-1].frames, all[n-1].due = append(all[n-1].frames, f.planned), append(all[n-1].due, f.due)
+			continue
+		}
+		all = append(all, window{frames: []planned{f.planned}, due: [][]due{f.due}})
+	}
+	return all
+}
+
+// takes reports whether a frame may be the next one of the window.
+func (w window) takes(f planned, limit, gap int64) bool {
+	last := w.frames[len(w.frames)-1]
+	return f.Pack == last.Pack && f.FrameOff >= last.end() && f.FrameOff-last.end() <= gap && f.end()-w.frames[0].FrameOff <= limit
 }
 
 // distinct sorts the chunks of a frame and drops what is said twice, as equal files do; what is more

@@ -169,8 +169,17 @@ func (r *Reader) prefetchChunks(ctx context.Context, chunks []object.LayoutChunk
 // Whole reports whether all of the tree whose root catalog is root is here, as far as can be told without
 // reading its content. It asks nobody.
 func (r *Reader) Whole(root namespace.Digest) bool {
-	h := hydration{r: r}
-	return r.eachHere(root, h.allHere)
+	return r.eachHere(root, r.c.holdsAll)
+}
+
+// holdsAll reports whether all chunks of a catalog are here.
+func (c *Cache) holdsAll(cat *catalog.Catalog) bool {
+	for i := range cat.NumChunks() {
+		if ch := cat.Chunk(i); !ch.Hole() && !c.holds(ch.Digest) {
+			return false
+		}
+	}
+	return true
 }
 
 // Local reports whether a chunk is here, as far as can be told without reading it.

@@ -24,6 +24,7 @@ type Reader struct {
 	expected expected // of a prefetch
 	urgent   urgency  // reads that wait
 	pace     pace
+	meter    meter
 }
 
 // Reader returns a view of the cache that fills misses from an origin.
@@ -80,10 +81,17 @@ func (r *Reader) catalog(ctx context.Context, d namespace.Digest) (*catalog.Cata
 
 // keepObject writes an object to disk and reports whether it could.
 func (r *Reader) keepObject(d namespace.Digest, suffix string, b []byte) bool {
-	r.c.makeRoom(int64(len(b)))
-	if err := r.c.objects.write(d, suffix, b); err != nil {
+	err := r.c.reserve(int64(len(b)))
+	if err == nil {
+		defer r.c.unreserve(int64(len(b)))
+		err = r.c.objects.write(d, suffix, b)
+	}
+	if err != nil {
 		r.c.degrade(err)
 		return false
+	}
+	if suffix == "" {
+		r.c.guard.stale.Store(true) // a catalog says what is held
 	}
 	return true
 }
@@ -148,9 +156,14 @@ func (r *Reader) get(ctx context.Context, k namespace.Key, off, n int64) (io.Rea
 		return nil, err
 	}
 	r.c.count.requests.Add(1)
+	r.meter.begin()
 	body, err := r.from.Get(ctx, k, off, n)
 	r.link.note(err)
-	return body, err
+	if err != nil {
+		r.meter.end()
+		return nil, err
+	}
+	return r.meter.watch(body), nil
 }
 
 // fetchAll fetches the stored bytes of an object whose plaintext has at most limit bytes. reject tells
@@ -312,6 +325,9 @@ func (c *Cache) readLocal(ref namespace.ChunkRef, p []byte, off int64) (int, err
 		if namespace.IsKind(err, namespace.Corrupt) {
 			c.count.corrupt.Add(1)
 			c.log.Warn("damaged in the cache, fetched again", "chunk", ref.Digest.String(), "error", err)
+		}
+		if now, ok := c.index.get(ref.Digest); ok && now != e { // carried over meanwhile
+			return c.readLocal(ref, p, off)
 		}
 		c.index.drop(ref.Digest, e)
 		c.refuseLower(e, err)

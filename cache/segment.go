@@ -295,7 +295,7 @@ type segments struct {
 const segmentIDMax = 1<<24 - 1
 
 func openSegments(dir string, quota int64, ops disk.Ops) (*segments, error) {
-	ss := &segments{dir: dir, ops: ops, grain: uint32(min(quota/segmentShare, segmentMax)), byID: map[uint32]*segment{},
+	ss := &segments{dir: dir, ops: ops, grain: grainOf(quota), byID: map[uint32]*segment{},
 		start: time.Now(), base: time.Now().Unix()}
 	names, err := os.ReadDir(dir)
 	if err != nil {

@@ -34,15 +34,18 @@ type Stats struct {
 	IndexMade   uint64       `json:"index_made_anew"` // since it was damaged
 	Moved       uint64       `json:"moved_bytes"`     // written anew, out of segments that were dropped
 	Lower       []LowerStats `json:"lower,omitempty"` // lower caches
+	// DamagedHolds are the files of pins that could not be read when the cache was opened.
+	DamagedHolds []string `json:"damaged_holds,omitempty"`
 }
 
 // Stats returns the cache's statistics.
 func (c *Cache) Stats() Stats {
 	s := Stats{
-		UsedBytes: c.used(), QuotaBytes: c.o.QuotaBytes, Segments: len(c.segments.all()),
+		UsedBytes: c.onDisk(), QuotaBytes: c.quota.Load(), Segments: len(c.segments.all()),
 		Hits: c.count.hits.Load(), Misses: c.count.misses.Load(), Frames: c.count.frames.Load(), Requests: c.count.requests.Load(), Fetched: c.count.fetched.Load(),
 		Corrupt: c.count.corrupt.Load(), Evictions: c.count.evictions.Load(), Unkept: c.count.unkept.Load(), Failed: c.count.failed.Load(), ReadThrough: c.through.Load(),
 		IndexBytes: c.index.size.Load(), ObjectBytes: c.objectBytes.Load(), IndexMade: c.count.made.Load(), Moved: c.count.moved.Load(),
+		DamagedHolds: c.DamagedHolds(),
 	}
 	for _, l := range c.segments.lowers {
 		s.Lower = append(s.Lower, l.stats())

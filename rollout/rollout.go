@@ -174,7 +174,11 @@ func (f *Follower) next(ctx context.Context, again bool) ([]byte, error) {
 		have = f.bad
 	}
 	if f.status.Active.Seq != f.status.Desired.Seq {
-		return f.raw, nil // accepted before, but not yet active: do not wait for another
+		// Accepted before, but not yet active: do not wait for another, but take one that is there.
+		if b, err := f.o.Reader.Ref(ctx, f.ref()); err == nil && string(b) != string(f.bad) {
+			return b, nil
+		}
+		return f.raw, nil
 	}
 	if w, ok := f.o.Reader.(namespace.RefWaiter); ok {
 		start := time.Now()

@@ -56,6 +56,11 @@ func (d *daemon) keep() cache.Keep {
 		manifests[m] = true
 	}
 	var k cache.Keep
+	for _, h := range d.cache.Holds() {
+		for _, g := range h.Generations {
+			k.Objects, k.Trees = append(k.Objects, g.Manifest), append(k.Trees, g.Root)
+		}
+	}
 	for digest := range manifests {
 		b, err := d.cache.Object(digest, namespace.ManifestBytesMax)
 		if err != nil {

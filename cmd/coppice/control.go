@@ -37,6 +37,8 @@ type mountRequest struct {
 	DenyExec  bool          `json:"deny_exec,omitempty"`
 	Hydrate   bool          `json:"hydrate,omitempty"`
 	NoAhead   bool          `json:"no_ahead,omitempty"` // profiles are not fetched ahead
+	Stage     string        `json:"stage,omitempty"`    // stageAll, stagePinned or stageMetadata
+	Quota     int64         `json:"quota,omitempty"`    // of the cache; 0: as it is
 	RunDir    string        `json:"run_dir"`
 	// Transport says how the origin proves itself, and this endpoint itself to it.
 	Transport identity.Transport `json:"transport,omitzero"`
@@ -69,12 +71,10 @@ type unmountRequest struct {
 	Force bool   `json:"force,omitempty"`
 }
 
-type hydrateRequest struct {
-	Dir string `json:"dir"`
-}
-
-// hydrateUpdate is a line of the reply to a hydrateRequest: progress, then the end.
+// hydrateUpdate is a line of the reply to a request to hydrate: progress, then the end. The bytes are
+// plaintext of What.
 type hydrateUpdate struct {
+	What  string        `json:"what,omitempty"`
 	Done  int64         `json:"done"`
 	Total int64         `json:"total"`
 	End   bool          `json:"end,omitempty"`

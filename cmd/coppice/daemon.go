@@ -24,6 +24,7 @@ type daemon struct {
 	log   *slog.Logger
 	stop  context.CancelFunc // ends the daemon
 	reg   *prometheus.Registry
+	rates sync.Map // origin → the *cache.Reader that reads from it, which knows how fast it is
 
 	watcher *netwatch.Watcher
 
@@ -63,6 +64,9 @@ func (d *daemon) endIfEmpty() {
 
 // mount makes a mount and returns when its tree is usable.
 func (d *daemon) mount(ctx context.Context, req mountRequest) (mountReply, error) {
+	if err := d.setQuota(req.Quota); err != nil {
+		return mountReply{}, err
+	}
 	if err := d.claim(req.Dir); err != nil {
 		return mountReply{}, err
 	}
@@ -150,6 +154,10 @@ func (d *daemon) unmount(ctx context.Context, req unmountRequest) error {
 	}
 	if err := e.server.Unmount(req.Force); err != nil {
 		return err
+	}
+	// Nobody wants it back at once, so room may be made of it; what is pinned stays.
+	if _, err := d.cache.ChangeHold(e.mountID(), func(h *cache.Hold) { h.ID = "" }); err != nil {
+		d.log.Warn("what was mounted is still kept", "dir", req.Dir, "error", err)
 	}
 	var users <-chan time.Time
 	if req.Force {

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,11 +34,11 @@ type endpoint struct {
 	req    mountRequest
 	log    *slog.Logger
 	state  stateDir
-	cache  *cache.Cache
 	source *origin.Sources
 	link   *linkKeeper
 	refs   trust.Refs
 	view   *cache.Reader
+	cache  *cache.Cache
 	server *fusefs.Server
 	key    string // what to say of the origin's server, if its key was pinned just now
 
@@ -46,6 +47,7 @@ type endpoint struct {
 	cancel   context.CancelFunc
 	work     sync.WaitGroup
 	done     chan struct{} // closed when all is over
+	resumed  bool          // an older version is shown until the first one is staged; used by one goroutine at a time
 
 	mu       sync.Mutex
 	status   rollout.Status
@@ -57,31 +59,14 @@ type endpoint struct {
 // openEndpoint makes a mount with its version active. pinned is the id of an origin whose root
 // was pinned just now.
 func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoint, pinned string, err error) {
-	var pinnedKey atomic.Value
-	known := knownServers(d.dir, func(host string, pin identity.Pin) { pinnedKey.Store(host + ": pinned its key " + pin.String()) })
-	src, link, err := d.openSources(ctx, req, known)
+	opened, pinned, err := d.openSource(ctx, req)
 	if err != nil {
 		return nil, "", err
 	}
-	root, presented, pinned, err := d.trustOrigin(ctx, src, req)
-	if err != nil {
-		return nil, "", errors.Join(err, src.Close())
-	}
-	src.Trust(believes(root, presented))
-	e = &endpoint{req: req, log: d.log.With("dir", req.Dir), done: make(chan struct{}), source: src, link: link, cache: d.cache,
-		state: stateDir(filepath.Join(d.dir, "state", root.ID)),
-		refs:  trust.Refs{Reader: src, Root: root}, view: d.cache.Reader(src)}
-	e.view.SetWatch(link)
-	bg, cancel := context.WithCancel(context.Background())
-	e.ctx, e.cancel = bg, cancel
-	var keeping sync.WaitGroup
-	keeping.Go(func() { link.run(bg) })
-	e.work.Go(keeping.Wait)
+	e = opened
 	defer func() {
 		if err != nil { // e may be nil by now
-			cancel()
-			keeping.Wait()
-			src.Close()
+			opened.discard()
 		}
 	}()
 	if err := fusefs.Recover(req.Dir); err != nil {
@@ -94,7 +79,7 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 	if err != nil {
 		return nil, "", err
 	}
-	link.meet(ctx)
+	e.link.meet(ctx)
 	if err = e.start(ctx); err == nil {
 		err = register(req.RunDir, registered{req.Dir, d.dir, os.Getpid(), req.Target})
 	}
@@ -104,8 +89,40 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 		}
 		return nil, "", err
 	}
-	e.key, _ = pinnedKey.Load().(string)
 	return e, pinned, nil
+}
+
+// openSource makes an endpoint that has an origin and no mount yet. Whoever does without one discards it.
+func (d *daemon) openSource(ctx context.Context, req mountRequest) (*endpoint, string, error) {
+	var pinnedKey atomic.Value
+	known := knownServers(d.dir, func(host string, pin identity.Pin) { pinnedKey.Store(host + ": pinned its key " + pin.String()) })
+	src, link, err := d.openSources(ctx, req, known)
+	if err != nil {
+		return nil, "", err
+	}
+	root, presented, pinned, err := d.trustOrigin(ctx, src, req)
+	if err != nil {
+		return nil, "", errors.Join(err, src.Close())
+	}
+	src.Trust(believes(root, presented))
+	e := &endpoint{req: req, log: d.log.With("dir", req.Dir), done: make(chan struct{}), source: src, link: link, cache: d.cache,
+		state: stateDir(filepath.Join(d.dir, "state", root.ID)),
+		refs:  trust.Refs{Reader: src, Root: root}, view: d.cache.Reader(src)}
+	e.key, _ = pinnedKey.Load().(string)
+	e.view.SetWatch(link)
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.work.Go(func() { link.run(e.ctx) })
+	d.rates.Store(req.Origin, e.view)
+	return e, pinned, nil
+}
+
+// discard ends an endpoint that has no mount.
+func (e *endpoint) discard() {
+	e.cancel()
+	e.work.Wait()
+	if err := e.source.Close(); err != nil {
+		e.log.Warn("origin not closed", "error", err)
+	}
 }
 
 // start activates the first version.
@@ -130,11 +147,56 @@ func (e *endpoint) start(ctx context.Context) error {
 		Activator: e, Poll: e.req.Poll, Logger: e.log, Wake: e.link.wake,
 		Notify: func(s rollout.Status) {
 			e.mu.Lock()
+			if s.Active.Manifest.IsZero() { // the follower knows nothing of what resume showed
+				s.Active = e.status.Active
+			}
 			e.status = s
 			e.mu.Unlock()
 		},
 	})
-	return e.follower.Start(ctx)
+	err := e.resume(ctx)
+	if err == nil {
+		err = e.follower.Start(ctx)
+	}
+	if errors.Is(err, errStagedLater) {
+		err = nil
+	}
+	return err
+}
+
+// errStagedLater says that a version is not shown at the start, since another one that is complete is,
+// beside which it is completed.
+var errStagedLater = errors.New("completed first")
+
+// resume shows the generation that was active when the mount was last here, if the channel has moved on
+// since and --stage asks for content that the new one may lack. Without a network nobody knows, and the
+// follower shows what it remembers, which is that generation or one that was being staged.
+func (e *endpoint) resume(ctx context.Context) error {
+	if e.req.Stage == stageMetadata {
+		return nil
+	}
+	for _, h := range e.holds() {
+		for _, g := range h.Generations {
+			if g.Role != cache.Active || e.wanted(g.Manifest).Empty() && e.req.Stage != stageAll {
+				continue
+			}
+			v, err := namespace.ParseVersion(g.Version)
+			if err != nil {
+				continue
+			}
+			if ready, err := e.cache.Ready(ctx, h, false); err != nil || !slices.ContainsFunc(ready, func(r cache.Readiness) bool {
+				return r.Role == cache.Active && r.Complete
+			}) {
+				continue
+			}
+			if now, err := e.pointer(ctx); err != nil || now.Manifest == g.Manifest {
+				return nil // the follower says what is wrong
+			}
+			e.resumed = true
+			return e.Activate(ctx, namespace.Pointer{Version: v, Manifest: g.Manifest})
+		}
+	}
+	return nil
 }
 
 // fixed resolves a namespace version, from the origin or, if that is out of reach, from what was
@@ -172,20 +234,39 @@ func (r oneRef) Ref(context.Context, namespace.RefName) ([]byte, error) { return
 func (r oneRef) Refs(context.Context, string) ([]string, error) { return nil, nil }
 
 // Stage implements rollout.Activator: the manifest and all catalogs are fetched, so that the swap
-// waits for no network and the new version can be listed offline at once. The first version is
-// not waited for: a mount of a huge tree should appear at once.
+// waits for no network and the new version can be listed offline at once, and the content that --stage
+// asks for: it is completed beside the version that is shown, and flips as a whole. The first version
+// is not waited for: a mount of a huge tree should appear at once.
 func (e *endpoint) Stage(ctx context.Context, p namespace.Pointer) error {
+	if e.resumed {
+		e.resumed = false
+		return errStagedLater
+	}
 	m, err := e.manifest(ctx, p.Manifest)
-	if err != nil || e.activePointer().Manifest.IsZero() {
+	active := e.activePointer().Manifest
+	if err != nil || active.IsZero() {
 		return err
 	}
-	if err := e.view.HydrateMetadata(ctx, m.Root); err != nil {
+	g := held(p, m)
+	err = e.eachHold(func(h *cache.Hold) {
+		for _, x := range h.Generations { // what was fetched of this one is wanted of the next
+			if x.Manifest == active {
+				g.Hydrated = x.Hydrated
+			}
+		}
+		h.Stage(g)
+		g.Hydrated = cache.Selection{}
+	})
+	if err == nil {
+		err = e.view.HydrateMetadata(ctx, m.Root)
+	}
+	if err != nil {
 		return err
 	}
 	if !e.req.NoAhead { // not waited for: a fix does not wait for what only saves time
-		e.work.Go(func() { e.prefetch(e.ctx, p.Version.Name, m.Root) })
+		e.background(func(ctx context.Context) error { return e.prefetch(ctx, p.Version.Name, m.Root) }, "profiles")
 	}
-	return nil
+	return e.stageContent(ctx, p, g)
 }
 
 // Activate implements rollout.Activator.
@@ -201,18 +282,22 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 	e.previous, e.status.Active, e.root = e.status.Active, p, m.Root
 	e.mu.Unlock()
 	e.fetchAhead(p.Version.Name, m.Root)
-	if e.req.Hydrate {
+	g := held(p, m)
+	if err := e.eachHold(func(h *cache.Hold) { h.Activate(g) }); err != nil {
+		e.log.Error("what is shown may be evicted: it could not be noted", "version", g.Version, "error", err)
+	}
+	if want := e.wanted(g.Manifest); !want.Empty() {
 		e.background(func(ctx context.Context) error {
-			err := e.view.Hydrate(ctx, m.Root, nil)
+			err := e.fill(ctx, g, cache.FillOptions{Select: want})
 			e.widen(m.Root)
 			return err
-		}, "content")
+		}, g.Version)
 	}
 	return nil
 }
 
-// background fetches ahead while the mount is in use and the link is for it. It may fail: then reads
-// fetch.
+// background fetches ahead while the mount is in use and the link is for it. Meanwhile, and if it fails,
+// reads fetch.
 func (e *endpoint) background(fetch func(context.Context) error, what string) {
 	e.work.Go(func() {
 		if err := e.link.background(e.ctx, fetch); err != nil && e.ctx.Err() == nil {

@@ -23,7 +23,7 @@ import (
 type mountFlags struct {
 	foreground, suid, dev, noExec, hydrate, noAhead bool
 	poll                                            time.Duration
-	quota, trust                                    string
+	quota, trust, stage                             string
 	links, class, proxy                             string
 	lower                                           []string
 }
@@ -62,7 +62,8 @@ DIR becomes a symbolic link into a mount made by fusermount3, replaced atomicall
 	fl.BoolVar(&f.hydrate, "hydrate", false, "fetch all content in the background")
 	fl.BoolVar(&f.noAhead, "no-prefetch", false, "do not fetch the namespace's profiles ahead")
 	fl.DurationVar(&f.poll, "poll", 30*time.Second, "`INTERVAL` of asking a static server for a new pointer")
-	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), when this starts its daemon")
+	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), from now on")
+	fl.StringVar(&f.stage, "stage", stagePinned, "`WHAT` of a new version is fetched before it is shown: all, pinned (what is pinned or was hydrated) or metadata")
 	fl.StringArrayVar(&f.lower, "cache-lower", nil, "`DIR` of another cache, only read, to look in before the network, when this starts the daemon; repeatable")
 	fl.StringVar(&f.trust, "trust", "", "`FILE` with the origin's root of trust (a copy of ref/trust/root)")
 	fl.StringVar(&f.links, "links", "", "`FILE` that says what which class of link is used for")
@@ -172,7 +173,13 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 		return req, "", err
 	}
 	req = mountRequest{Target: target, Dir: abs, Origin: locs[0], Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev, DenyExec: f.noExec,
-		Hydrate: f.hydrate, NoAhead: f.noAhead, RunDir: runDir(), Transport: transport, Origins: locs, Proxies: &proxies, Links: links}
+		Hydrate: f.hydrate, NoAhead: f.noAhead, Stage: f.stage, RunDir: runDir(), Transport: transport, Origins: locs, Proxies: &proxies, Links: links}
+	if req.Quota, err = parseSize(f.quota); err != nil {
+		return req, "", err
+	}
+	if err := checkStage(f.stage); err != nil {
+		return req, "", err
+	}
 	if f.trust != "" {
 		if req.Trust, err = os.ReadFile(f.trust); err != nil {
 			return req, "", disk.Error("read", f.trust, err)
@@ -244,7 +251,7 @@ func (a *app) attend(ctx context.Context, d *daemonClient, req mountRequest) err
 			return err
 		case <-tick.C:
 			var all []mountStatus
-			err := d.call(ctx, "/status", statusRequest{Dir: req.Dir}, &all)
+			err := d.call(ctx, "/status", statusRequest{Dir: req.Dir, Brief: true}, &all)
 			if ctx.Err() == nil && (err != nil || len(all) == 0) {
 				return nil
 			}

@@ -94,6 +94,11 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 		return err
 	}
 	c, err := cache.Open(cache.Options{Dir: dir, QuotaBytes: bytes, Logger: log, Lower: lower})
+	if err == nil && bytes != 0 {
+		if err = c.SetQuota(bytes); err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}
 	if err != nil {
 		ready(err)
 		return err
@@ -163,6 +168,9 @@ func (d *daemon) handler() http.Handler {
 	d.handleArchive(mux)
 	d.handleCare(mux)
 	d.handleProfiles(mux)
+	mux.HandleFunc("POST /pin", answer(busyWith(d, d.pin)))
+	mux.HandleFunc("POST /unpin", answer(busyWith(d, d.unpin)))
+	mux.HandleFunc("POST /ready", answer(busyWith(d, d.ready)))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.Handle("/metrics", promhttp.HandlerFor(d.reg, promhttp.HandlerOpts{}))
@@ -185,36 +193,6 @@ func answer[Req, Reply any](f func(context.Context, Req) (Reply, error)) http.Ha
 		}
 		_ = json.NewEncoder(w).Encode(reply)
 	}
-}
-
-// hydrate fetches all content of a mount's active version, telling of its progress line by line.
-func (d *daemon) hydrate(w http.ResponseWriter, r *http.Request) {
-	var req hydrateRequest
-	err := json.NewDecoder(r.Body).Decode(&req)
-	var e *endpoint
-	if err == nil {
-		e, err = d.find(req.Dir)
-	}
-	enc, flush := json.NewEncoder(w), http.NewResponseController(w)
-	if err == nil {
-		var m namespace.Manifest
-		if m, err = e.manifest(r.Context(), e.activePointer().Manifest); err == nil {
-			var last time.Time
-			err = e.view.Hydrate(namespace.InBackground(r.Context(), nil), m.Root, func(done, total int64) {
-				if time.Since(last) > 100*time.Millisecond {
-					last = time.Now()
-					_ = enc.Encode(hydrateUpdate{Done: done, Total: total})
-					_ = flush.Flush()
-				}
-			})
-			e.widen(m.Root)
-		}
-	}
-	end := hydrateUpdate{End: true}
-	if err != nil {
-		end.Error = wireError(err)
-	}
-	_ = enc.Encode(end)
 }
 
 // startAttempts and startPause bound how long a command tries to reach or start a daemon: an old

@@ -104,6 +104,7 @@ func believes(root *trust.Root, presented []byte) origin.CheckRef {
 // cacheReport is what `coppice cache status` tells: the cache, and who fills it.
 type cacheReport struct {
 	cache.Stats
+	Pins    []readiness    `json:"pins,omitempty"`
 	Sources []mountSources `json:"sources,omitempty"`
 }
 
@@ -113,8 +114,12 @@ type mountSources struct {
 	Sources []origin.SourceStatus `json:"sources"`
 }
 
-func (d *daemon) cacheReport(context.Context, struct{}) (cacheReport, error) {
+func (d *daemon) cacheReport(ctx context.Context, _ struct{}) (cacheReport, error) {
 	rep := cacheReport{Stats: d.cache.Stats()}
+	var err error
+	if rep.Pins, err = d.ready(ctx, keepRequest{}); err != nil {
+		return rep, err
+	}
 	for _, e := range d.endpoints() {
 		rep.Sources = append(rep.Sources, mountSources{e.req.Dir, e.source.Status()})
 	}

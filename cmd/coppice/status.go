@@ -16,7 +16,8 @@ import (
 )
 
 type statusRequest struct {
-	Dir string `json:"dir"` // "" for all
+	Dir   string `json:"dir"`   // "" for all
+	Brief bool   `json:"brief"` // without what takes a look at all of the cache
 }
 
 // pointed is a pointer in a status.
@@ -61,6 +62,8 @@ type mountStatus struct {
 	Cache     string      `json:"cache"`
 	CacheInfo cache.Stats `json:"cache_stats"`
 	Link      *linkStatus `json:"link,omitempty"`
+	// Ready says for each generation that is kept whether it works without a network.
+	Ready []readiness `json:"ready,omitempty"`
 }
 
 func point(p namespace.Pointer) *pointed {
@@ -78,13 +81,20 @@ type wireStatus struct {
 }
 
 // status answers for one mount, or for all.
-func (d *daemon) status(_ context.Context, req statusRequest) ([]wireStatus, error) {
+func (d *daemon) status(ctx context.Context, req statusRequest) ([]wireStatus, error) {
 	all := []wireStatus{}
 	for _, e := range d.endpoints() {
 		if req.Dir != "" && e.req.Dir != req.Dir {
 			continue
 		}
-		all = append(all, e.describe(d))
+		s := e.describe(d)
+		if !req.Brief {
+			var err error
+			if s.Ready, err = d.readyOf(ctx, e.holds(), false); err != nil {
+				return nil, err
+			}
+		}
+		all = append(all, s)
 	}
 	return all, nil
 }
@@ -124,10 +134,12 @@ func (d *daemon) current(_ context.Context, req currentRequest) ([]bool, error) 
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status [DIR]",
-		Short: "Show what is mounted: desired, active, previous, draining",
+		Short: "Show what is mounted: desired, active, previous, draining, ready to leave",
 		Long: `Shows the mounts of this user, or the one at DIR: the version its channel asks for, the one that is
 active, the one before, and the old ones that processes still hold. A process that holds a file
-whose content changed is patched on disk but not in memory: restart it.`,
+whose content changed is patched on disk but not in memory: restart it. A line "ready" says of each
+version that is kept, and of what is pinned of it, whether it works without a network, or what is missing
+and how long that takes at the rate measured on this link.`,
 		Example: "  coppice status\n  coppice status /mnt --json",
 		Args:    between(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -177,7 +189,7 @@ func askStatus(ctx context.Context, r registered) (mountStatus, error) {
 	}
 	defer d.http.CloseIdleConnections()
 	var got []wireStatus
-	if err := d.call(ctx, "/status", statusRequest{r.Dir}, &got); err != nil || len(got) == 0 {
+	if err := d.call(ctx, "/status", statusRequest{Dir: r.Dir}, &got); err != nil || len(got) == 0 {
 		return dead, err
 	}
 	s := got[0].mountStatus
@@ -244,6 +256,9 @@ func printStatus(w io.Writer, all []mountStatus) {
 		printPointed(w, "previous", s.Previous)
 		for _, d := range s.Draining {
 			printDrain(w, d)
+		}
+		for _, r := range s.Ready {
+			field(w, "ready", r.text())
 		}
 		if s.Alive {
 			field(w, "cache", fmt.Sprintf("%s of %s in %s", size(uint64(s.CacheInfo.UsedBytes)), size(uint64(s.CacheInfo.QuotaBytes)), s.Cache))

@@ -56,6 +56,7 @@ var doors = map[string][]string{
 	"github.com/PlakarKorp":                  {"namespace/object"},
 	"github.com/cespare/xxhash":              {"cache"},
 	"go.etcd.io/bbolt":                       {"cache"},
+	"github.com/bmatcuk/doublestar":          {"cache"},
 	"github.com/andybalholm/brotli":          {"namespace/object/delta"},
 	"github.com/ulikunitz/xz":                {"builder"},
 	"github.com/cenkalti/backoff":            {"namespace/origin"},
@@ -75,7 +76,7 @@ var doors = map[string][]string{
 	"github.com/rogpeppe/go-internal":        {"cmd/coppice"},                                                                                                                                                                        // tests: testscript
 	"github.com/prometheus/client_golang":    {"namespace/origin", "cache", "fusefs", "cmd/coppice", "internal/slowlink"},                                                                                                            // each has collectors, the command serves them
 	"golang.org/x/sys":                       {"namespace/origin", "builder", "cache", "fusefs", "internal/disk", "internal/sandbox", "cmd/coppice", "internal/privilege", "rollout/identity", "rollout/audit", "internal/netwatch"}, // the kernel's door, not a library's
-	"golang.org/x/time":                      {"rollout/identity", "namespace/origin"},
+	"golang.org/x/time":                      {"rollout/identity", "namespace/origin", "cache"},
 	"golang.org/x/net":                       {"namespace/origin"},  // httpproxy: how everybody reads NO_PROXY
 	"github.com/vishvananda/netlink":         {"internal/netwatch"}, // what network there is, as the kernel tells it
 	"github.com/godbus/dbus":                 {"internal/netwatch"}, // NetworkManager's metered flag
