@@ -257,3 +257,27 @@ func (s swapped) Get(ctx context.Context, k namespace.Key, off, n int64) (io.Rea
 	}
 	return s.wrong.Get(ctx, least, off, n)
 }
+
+// An index whose list of free pages is damaged writes pages anywhere, into a file that is mostly a hole. It
+// is made anew.
+func TestIndexTooLarge(t *testing.T) {
+	f, dir := small(t, false)
+	path := filepath.Join(dir, "index.db")
+	if err := os.Truncate(path, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	c := openTest(t, Options{Dir: dir})
+	if good := f.offline(t, c, "too large"); good != len(f.refs) || fileSize(t, path) > slack {
+		t.Errorf("%d of %d chunks, and a file of %d bytes", good, len(f.refs), fileSize(t, path))
+	}
+	if err := os.Truncate(path, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	c.index.put(numbered(1))
+	if err := c.flushIndex(); err != nil {
+		t.Fatal(err)
+	}
+	if good := f.offline(t, c, "too large"); good != len(f.refs) || fileSize(t, path) > slack || c.Stats().IndexMade != 1 {
+		t.Errorf("while it is used: %d of %d chunks, and a file of %d bytes", good, len(f.refs), fileSize(t, path))
+	}
+}

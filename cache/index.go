@@ -139,6 +139,7 @@ func (x *index) replace() error {
 	if err := x.ops.Remove(x.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return disk.Error("remove", x.path, err)
 	}
+	x.bad.Store(false)
 	if err := x.open(); err != nil {
 		return disk.Error("open", x.path, err)
 	}
@@ -193,7 +194,11 @@ func (x *index) open() error {
 			return err
 		}
 		x.db = db
-		x.measure()
+		if x.measure(); x.bad.Load() {
+			x.db = nil
+			db.Close()
+			return errors.New("it is larger than it knows")
+		}
 		return nil
 	})
 }
@@ -212,9 +217,23 @@ func makeBuckets(tx *bbolt.Tx) error {
 	})
 }
 
+// slack is what the file of an index may have beyond the pages that it knows of: it grows ahead.
+const slack = 64 << 20
+
+// measure notes the size of the file. One that is far larger than the database knows has a damaged list
+// of free pages, by which pages were written anywhere: it is to be made anew.
 func (x *index) measure() {
-	if info, err := os.Stat(x.path); err == nil {
-		x.size.Store(info.Size())
+	info, err := os.Stat(x.path)
+	if err != nil {
+		return
+	}
+	x.size.Store(info.Size())
+	known := info.Size()
+	_ = guard(func() error {
+		return x.db.View(func(tx *bbolt.Tx) error { known = tx.Size(); return nil })
+	})
+	if info.Size() > 2*known+slack {
+		x.bad.Store(true)
 	}
 }
 
@@ -351,7 +370,7 @@ func (x *index) purgeFrom(from []byte, gone func(seg, at uint32) bool) (next []b
 				break
 			}
 		}
-		x.measure()
+		_ = x.use(func(*bbolt.DB) error { x.measure(); return nil })
 	}
 	return next, err
 }
@@ -400,7 +419,7 @@ func (x *index) flush() error {
 	x.committed, x.pending, x.ends = chunks, map[indexKey]extentValue{}, map[uint32]uint32{}
 	x.mu.Unlock()
 	err := x.commit(chunks, ends)
-	x.measure()
+	_ = x.use(func(*bbolt.DB) error { x.measure(); return nil })
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.committed = nil

@@ -2,12 +2,14 @@ package cache
 
 import (
 	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
+	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
 )
 
@@ -208,16 +210,17 @@ func change(t *testing.T, dir, pattern string, edit func([]byte) []byte) {
 
 func FuzzPages(f *testing.F) {
 	dir := f.TempDir()
-	c, err := Open(Options{Dir: dir})
+	x, err := openIndex(filepath.Join(dir, "index.db"), disk.System{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		f.Fatal(err)
 	}
 	for i := range 300 {
-		c.index.put(numbered(i))
+		x.put(numbered(i))
 	}
-	if err := c.Close(); err != nil {
+	if err := x.flush(); err != nil {
 		f.Fatal(err)
 	}
+	x.close()
 	b, err := os.ReadFile(filepath.Join(dir, "index.db"))
 	if err != nil {
 		f.Fatal(err)
@@ -244,16 +247,17 @@ func FuzzPages(f *testing.F) {
 func TestPages(t *testing.T) {
 	dir := t.TempDir()
 	const n = 20000
-	if err := openTest(t, Options{Dir: dir}).Close(); err != nil { // after a clean end nothing is purged
+	x, err := openIndex(filepath.Join(dir, "index.db"), disk.System{}, slog.New(slog.DiscardHandler))
+	if err != nil {
 		t.Fatal(err)
 	}
-	c := openTest(t, Options{Dir: dir})
 	for i := range n {
-		c.index.put(numbered(i))
+		x.put(numbered(i))
 	}
-	if err := c.Close(); err != nil {
+	if err := x.flush(); err != nil {
 		t.Fatal(err)
 	}
+	x.close()
 	file, err := os.Open(filepath.Join(dir, "index.db"))
 	if err != nil {
 		t.Fatal(err)
