@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,6 +61,7 @@ func (d *daemon) keep() cache.Keep {
 	for _, h := range d.cache.Holds() {
 		for _, g := range h.Generations {
 			k.Objects, k.Trees = append(k.Objects, g.Manifest), append(k.Trees, g.Root)
+			delete(manifests, g.Manifest)
 		}
 	}
 	for digest := range manifests {
@@ -70,6 +73,8 @@ func (d *daemon) keep() cache.Keep {
 			k.Objects, k.Trees = append(k.Objects, digest), append(k.Trees, m.Root)
 		}
 	}
+	slices.SortFunc(k.Trees, func(a, b namespace.Digest) int { return bytes.Compare(a[:], b[:]) })
+	k.Trees = slices.Compact(k.Trees)
 	return k
 }
 
