@@ -9,9 +9,9 @@ PKGS    := ./...
 # What the tests and demos use of the system: command=Debian package.
 NEEDS   := fusermount3=fuse3 rsync=rsync setfattr=attr setfacl=acl setcap=libcap2-bin nginx=nginx-light \
            zstd=zstd xz=xz-utils unshare=util-linux setpriv=util-linux gcc=gcc libc6-dev:/usr/include/stdio.h=libc6-dev
-NEEDS_OS := debootstrap=debootstrap curl=curl bc=bc time=time
+NEEDS_OS := debootstrap=debootstrap curl=curl bc=bc time=time ip=iproute2
 
-.PHONY: help build test test-long bench bench-patch bench-links demo demo-os docs fmt needs needs-os clean
+.PHONY: help build test test-long bench bench-patch bench-links demo demo-os demo-laptop docs fmt needs needs-os clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +45,10 @@ demo: build ## the main job on the Go toolchain: import, publish, serve, mount, 
 
 demo-os: build needs-os ## the same with a Debian tree: chroot into the mount and run its programs
 	internal/demo/demo-os.sh
+
+demo-laptop: build needs needs-os ## a laptop that leaves the network, in network namespaces
+	$(GO) build -o bin/slowlink ./internal/slowlink
+	internal/demo/demo-laptop.sh
 
 docs: build ## write docs/CLI.md and docs/man from the command table
 	$(BIN) docs docs
