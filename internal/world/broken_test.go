@@ -95,6 +95,18 @@ func TestCheckersCatch(t *testing.T) {
 				o.Seq = 2
 			}
 		})}},
+		"takes what is for others": {"wanted", Config{Plan: with(func(s *S, o *O, f *F) {
+			if o != nil {
+				o.Stages = nil
+			}
+		})}},
+		"does not count restarts":       {"loops", Config{Plan: with(func(s *S, o *O, f *F) { s.Boots = 0 })}},
+		"does not see that work failed": {"patience", Config{Plan: with(func(s *S, o *O, f *F) { f.FetchFailed.Code = endpoint.NoCode })}},
+		"keeps its slot": {"hoards", Config{Plan: after(func(_ *S, d *endpoint.Decision) {
+			if d.Do.Verb == endpoint.Release {
+				d.Do.Verb = endpoint.Nothing
+			}
+		})}},
 		"goes round in circles": {"livelock", Config{Plan: after(func(_ *S, d *endpoint.Decision) { d.Again = true })}},
 		"says anything": {"why", Config{Explain: func(s *endpoint.State, _ *offer.Offer, _ *endpoint.Facts, _ *policy.Policy, _ time.Time) endpoint.Explanation {
 			return endpoint.Explanation{Holds: []policy.Blocking{{Gate: "denied", Why: "because"}}}
@@ -125,7 +137,7 @@ func TestCheckersCatch(t *testing.T) {
 
 // unseen are the checkers that no broken mind has set off yet.
 var unseen = map[string]bool{"generation": true, "floor": true, "denied": true, "halt": true, "confirmed": true,
-	"gate": true, "seq": true, "proof": true, "converges": true, "why": true, "livelock": true}
+	"gate": true, "seq": true, "proof": true, "converges": true, "why": true, "livelock": true, "wanted": true, "loops": true, "patience": true, "hoards": true}
 
 // TestSeedsRepeat: the same seed, the same day, down to the diary; and one machine alone lives the
 // day that it lives among others.
