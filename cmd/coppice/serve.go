@@ -48,6 +48,7 @@ func (a *app) daemonCommand() *cobra.Command {
 			if err != nil {
 				return announce(ready, namespace.E(namespace.KindOf(err), "open log", logPath(dir), err))
 			}
+			_ = debug.SetCrashOutput(file, debug.CrashOptions{}) // nobody sees what is printed
 			log := slog.New(slog.NewTextHandler(file, nil))
 			if shed != nil {
 				log.Warn("runs with more privileges than it needs", "error", shed)

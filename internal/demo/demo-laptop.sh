@@ -11,7 +11,8 @@ OFFICE_URL=http://10.79.0.2:8000 SLOW_URL=http://10.79.0.2:8001
 mkdir "$OLD"
 JOBS=()
 
-office() { nsenter --net="/run/netns/$OFFICE" "$@"; }
+# In the background, so that its process is the program's.
+office() { exec nsenter --net="/run/netns/$OFFICE" "$@"; }
 laptop() { nsenter --net="/run/netns/$LAPTOP" "$@"; }
 leave() {
   status=$?
