@@ -47,6 +47,8 @@ var doors = map[string][]string{
 	"go.etcd.io/bbolt":                       {"cache"},
 	"github.com/andybalholm/brotli":          {"namespace/object/delta"},
 	"github.com/ulikunitz/xz":                {"builder"},
+	"github.com/theupdateframework/go-tuf":   {"namespace/trust"},
+	"github.com/secure-systems-lab":          {"namespace/trust", "cmd/coppice"}, // what go-tuf itself uses: canonical JSON, and keys under a passphrase
 	"github.com/cenkalti/backoff":            {"namespace/origin"},
 	"github.com/google/renameio":             {"internal/disk"},
 	"github.com/google/go-containerregistry": {"builder/oci"},
