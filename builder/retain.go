@@ -38,7 +38,7 @@ type NamedRoot struct {
 type Retained struct {
 	// Trees are root catalogs, retained with everything below. Some may be missing: see Missing.
 	Trees []NamedRoot
-	// Blobs are manifests, replaced pointers and tables of packages.
+	// Blobs are manifests, replaced pointers, tables of packages and the documents of trust.
 	Blobs []namespace.Digest
 	// Dropped are root catalogs and manifests of versions that do not count.
 	Dropped []namespace.Digest
@@ -49,7 +49,13 @@ type Retained struct {
 // Retain reads the refs of an origin and applies the policy. Kinds: those of trust.Refs; Corrupt (a
 // manifest, or the history of a channel).
 func (p Policy) Retain(ctx context.Context, refs trust.Refs, from namespace.Fetcher) (Retained, error) {
-	r := &retaining{Policy: p, refs: refs, from: from, manifests: map[namespace.Digest]bool{}}
+	refs.Blobs = blobReader{from}
+	r := &retaining{Policy: p, refs: refs, from: from, manifests: map[namespace.Digest]bool{}, name: trust.TimestampName}
+	documents, err := refs.Documents(ctx)
+	if err := r.note(err); err != nil {
+		return r.Retained, err
+	}
+	r.Blobs = documents
 	for _, kind := range []struct {
 		name string
 		add  func(context.Context, string) error
@@ -151,8 +157,7 @@ func (r *retaining) channel(ctx context.Context, name string) error {
 	age := 0
 	var replaced time.Time
 	var failed error
-	p := trust.Publisher{Refs: r.refs, Blobs: blobReader{r.from}}
-	err := p.History(ctx, name, func(ptr namespace.Pointer) bool {
+	err := r.refs.History(ctx, name, func(ptr namespace.Pointer) bool {
 		if !ptr.Prev.IsZero() {
 			r.Blobs = append(r.Blobs, ptr.Prev)
 		}

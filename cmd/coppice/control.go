@@ -18,6 +18,7 @@ import (
 
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/trust"
 )
 
 // The control protocol: JSON over HTTP on a UNIX socket in the cache's directory, which only the
@@ -34,6 +35,10 @@ type mountRequest struct {
 	AllowDev  bool          `json:"allow_dev,omitempty"`
 	Hydrate   bool          `json:"hydrate,omitempty"`
 	RunDir    string        `json:"run_dir"`
+
+	Check time.Duration `json:"check,omitempty"` // of the timestamp
+	Lease time.Duration `json:"lease,omitempty"` // 0: as the origin's policy says
+	Then  trust.Then    `json:"then,omitempty"`
 }
 
 // mountReply says what is mounted; Pinned is set when the origin's root was pinned just now.

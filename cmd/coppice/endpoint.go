@@ -2,13 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"io"
-	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +12,6 @@ import (
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/fusefs"
-	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/origin"
 	"coppice.dev/coppice/namespace/trust"
@@ -28,9 +23,9 @@ import (
 type endpoint struct {
 	req    mountRequest
 	log    *slog.Logger
-	state  stateDir
 	source io.Closer // of the origin
-	refs   trust.Refs
+	reader namespace.RefReader
+	trust  endpointTrust
 	view   *cache.Reader
 	server *fusefs.Server
 
@@ -39,6 +34,10 @@ type endpoint struct {
 	cancel   context.CancelFunc
 	work     sync.WaitGroup
 	done     chan struct{} // closed when all is over
+
+	swap        sync.Mutex // held while what is shown changes
+	leaseOver   bool
+	quarantined bool
 
 	mu       sync.Mutex
 	status   rollout.Status
@@ -52,13 +51,15 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 	if err != nil {
 		return nil, "", err
 	}
-	root, pinned, err := d.trustOrigin(ctx, src, req)
-	if err != nil {
-		return nil, "", err
+	keep, err := d.trustOf(req.Origin)
+	if err == nil {
+		_, pinned, err = keep.pin(ctx, src, req.Trust)
 	}
-	e = &endpoint{req: req, log: d.log.With("dir", req.Dir), done: make(chan struct{}), source: src,
-		state: stateDir(filepath.Join(d.dir, "state", root.ID)),
-		refs:  trust.Refs{Reader: src, Root: root}, view: d.cache.Reader(src)}
+	if err != nil {
+		return nil, "", errors.Join(err, src.Close())
+	}
+	e = &endpoint{req: req, log: d.log.With("dir", req.Dir), done: make(chan struct{}), source: src, reader: src,
+		trust: endpointTrust{keep, trust.OriginDocuments(src, sourceBlobs{src})}, view: d.cache.Reader(src)}
 	bg, cancel := context.WithCancel(context.Background())
 	e.ctx, e.cancel = bg, cancel
 	defer func() {
@@ -71,7 +72,7 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 		return nil, "", err
 	}
 	e.server, err = fusefs.Mount(ctx, fusefs.Options{
-		Dir: req.Dir, Source: e.view, RunDir: filepath.Join(req.RunDir, "fuse"), Name: req.Target,
+		Dir: req.Dir, Source: quarantineView{e.view}, RunDir: filepath.Join(req.RunDir, "fuse"), Name: req.Target,
 		AllowSuid: req.AllowSuid, AllowDev: req.AllowDev, Logger: e.log,
 	})
 	if err != nil {
@@ -103,8 +104,8 @@ func (e *endpoint) start(ctx context.Context) error {
 		return e.Activate(ctx, p)
 	}
 	e.follower = rollout.New(rollout.Options{
-		Channel: e.req.Target, Reader: e.refs.Reader, Root: e.refs.Root, Memory: e.state,
-		Activator: e, Poll: e.req.Poll, Logger: e.log,
+		Channel: e.req.Target, Reader: e.reader, Trust: e.trust, Activator: e,
+		Check: e.req.Check, Poll: e.req.Poll, Logger: e.log,
 		Notify: func(s rollout.Status) {
 			e.mu.Lock()
 			e.status = s
@@ -114,39 +115,18 @@ func (e *endpoint) start(ctx context.Context) error {
 	return e.follower.Start(ctx)
 }
 
-// fixed resolves a namespace version, from the origin or, if that is out of reach, from what was
-// verified before.
+// fixed resolves a namespace version that somebody vouches for.
 func (e *endpoint) fixed(ctx context.Context, v namespace.Version) (namespace.Pointer, error) {
-	n := namespace.RefName{Kind: namespace.NamespaceRef, Name: v.Name}
-	raw, err := e.refs.Reader.Ref(ctx, n)
-	if namespace.IsKind(err, namespace.Unavailable) {
-		if kept, lerr := e.state.read(n.String()); lerr == nil && kept != nil {
-			raw, err = kept, nil
-		}
-	}
+	one, err := e.trust.vouched(ctx, v)
 	if err != nil {
 		return namespace.Pointer{}, err
 	}
-	kept := trust.Refs{Reader: oneRef(raw), Root: e.refs.Root}
-	nv, v, err := kept.ResolveNamespace(ctx, v)
-	if err != nil {
-		return namespace.Pointer{}, err
-	}
-	p := namespace.Pointer{Version: v, Manifest: nv.Manifest, Issued: nv.Created}
+	p := namespace.Pointer{Version: one.Version, Manifest: one.Manifest}
 	e.mu.Lock()
 	e.status.Desired = p
 	e.mu.Unlock()
-	return p, e.state.write(n.String(), raw)
+	return p, nil
 }
-
-// oneRef is a RefReader of a single record.
-type oneRef []byte
-
-// Ref implements namespace.RefReader.
-func (r oneRef) Ref(context.Context, namespace.RefName) ([]byte, error) { return r, nil }
-
-// Refs implements namespace.RefReader.
-func (r oneRef) Refs(context.Context, string) ([]string, error) { return nil, nil }
 
 // Stage implements rollout.Activator: the manifest and all catalogs are fetched, so that the swap
 // waits for no network and the new version can be listed offline at once. The first version is
@@ -165,7 +145,13 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := e.server.Activate(ctx, m.Root, p.Version.String()); err != nil {
+	e.swap.Lock()
+	err = e.show(ctx, p)
+	if err == nil {
+		e.quarantined = false
+	}
+	e.swap.Unlock()
+	if err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -176,6 +162,15 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 		e.background(func(ctx context.Context) error { return e.view.Hydrate(ctx, m.Root, nil) }, "content")
 	}
 	return nil
+}
+
+// show makes the mount show a version.
+func (e *endpoint) show(ctx context.Context, p namespace.Pointer) error {
+	m, err := e.manifest(ctx, p.Manifest)
+	if err == nil {
+		_, err = e.server.Activate(ctx, m.Root, p.Version.String())
+	}
+	return err
 }
 
 // background fetches ahead while the mount is in use. It may fail: then reads fetch.
@@ -206,73 +201,10 @@ func (e *endpoint) run() {
 	if e.follower != nil {
 		e.work.Go(func() { _ = e.follower.Run(e.ctx) }) // ends with ctx, and only then
 	}
+	e.work.Go(e.mindLease)
 	e.server.Wait()
 	e.cancel()
 	e.work.Wait()
 	e.source.Close()
 	close(e.done)
 }
-
-// trustOrigin returns the origin's root of trust: the one given with the request, or pinned for
-// the origin before, or, at first contact, the one it presents, which is pinned then.
-func (d *daemon) trustOrigin(ctx context.Context, src namespace.RefReader, req mountRequest) (*trust.Root, string, error) {
-	sum := sha256.Sum256([]byte(req.Origin))
-	pin := filepath.Join(d.dir, "trust", hex.EncodeToString(sum[:8])+".json")
-	pinned, err := os.ReadFile(pin)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, "", disk.Error("read", pin, err)
-	}
-	if req.Trust != nil {
-		pinned = req.Trust
-	}
-	root, presented, err := trust.FetchRoot(ctx, src)
-	if namespace.IsKind(err, namespace.Unavailable) && pinned != nil {
-		root, err = trust.OpenRoot(pinned)
-		return root, "", err
-	}
-	if err != nil {
-		return nil, "", err
-	}
-	if pinned != nil {
-		if err := trust.CheckPin(pinned, presented); err != nil {
-			return nil, "", namespace.WithHint(err, "if the origin was made anew on purpose, remove "+pin)
-		}
-	}
-	news := ""
-	if pinned == nil {
-		news = root.ID
-	}
-	return root, news, disk.Replace(pin, presented, 0o600)
-}
-
-// stateDir remembers what was accepted from one origin: envelopes, by ref. It implements
-// rollout.Memory.
-type stateDir string
-
-// Load implements rollout.Memory.
-func (s stateDir) Load(channel string) ([]byte, error) {
-	return s.read(namespace.ChannelRef + "/" + channel)
-}
-
-// Save implements rollout.Memory.
-func (s stateDir) Save(channel string, envelope []byte) error {
-	return s.write(namespace.ChannelRef+"/"+channel, envelope)
-}
-
-// path escapes a ref's name into one file name.
-func (s stateDir) path(name string) string {
-	return filepath.Join(string(s), url.PathEscape(name)+".json")
-}
-
-func (s stateDir) read(name string) ([]byte, error) {
-	b, err := os.ReadFile(s.path(name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, disk.Error("read", s.path(name), err)
-	}
-	return b, nil
-}
-
-func (s stateDir) write(name string, b []byte) error { return disk.Replace(s.path(name), b, 0o600) }

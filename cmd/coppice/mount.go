@@ -17,12 +17,13 @@ import (
 	"coppice.dev/coppice/fusefs"
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/trust"
 )
 
 type mountFlags struct {
 	foreground, suid, dev, hydrate bool
-	poll                           time.Duration
-	quota, trust                   string
+	poll, check, lease             time.Duration
+	quota, trust, then             string
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -35,7 +36,9 @@ followed: when its pointer moves, DIR shows the new version, at once and entirel
 and working directories stay on the old one. What is read is verified and kept in the cache,
 which all mounts of a cache share; one daemon serves them and keeps a log in the cache.
 
-At first contact with an origin its root of trust is pinned; another one is refused ever after.
+At first contact with an origin its root of trust is pinned; another one is refused ever after, unless
+the pinned one's keys signed it. When the origin's timestamp has expired nothing new is accepted and
+what is mounted stays; when the lease is over the mount does what the policy says.
 Setuid bits and devices have no effect unless --suid and --dev are given.
 
 As root, and in a user namespace, DIR is a mount point and a swap is atomic. Without privileges
@@ -51,6 +54,9 @@ DIR becomes a symbolic link into a mount made by fusermount3, replaced atomicall
 	fl.BoolVar(&f.dev, "dev", false, "let devices be opened")
 	fl.BoolVar(&f.hydrate, "hydrate", false, "fetch all content in the background")
 	fl.DurationVar(&f.poll, "poll", 30*time.Second, "`INTERVAL` of asking a static server for a new pointer")
+	fl.DurationVar(&f.check, "check", 5*time.Minute, "`INTERVAL` of looking at the origin's timestamp")
+	fl.DurationVar(&f.lease, "lease", 0, "how `LONG` to run without a fresh timestamp (default: what the origin's policy says)")
+	fl.StringVar(&f.then, "lease-then", "", "what to do after that: warn, report or quarantine (default: the policy's)")
 	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), when this starts its daemon")
 	fl.StringVar(&f.trust, "trust", "", "`FILE` with the origin's root of trust (a copy of ref/trust/root)")
 	return c
@@ -138,7 +144,10 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 		return req, "", err
 	}
 	req = mountRequest{Target: target, Dir: abs, Origin: loc, Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev,
-		Hydrate: f.hydrate, RunDir: runDir()}
+		Hydrate: f.hydrate, RunDir: runDir(), Check: f.check, Lease: f.lease, Then: trust.Then(f.then)}
+	if t := req.Then; t != "" && t != trust.Warn && t != trust.Report && t != trust.Quarantine {
+		return req, "", usage("--lease-then %q: want warn, report or quarantine", t)
+	}
 	if f.trust != "" {
 		if req.Trust, err = os.ReadFile(f.trust); err != nil {
 			return req, "", disk.Error("read", f.trust, err)

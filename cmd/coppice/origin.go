@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,16 +24,26 @@ import (
 )
 
 func (a *app) originCommand() *cobra.Command {
-	return group("origin", "Make, serve and check an origin", a.originInit(), a.originServe(), a.originVerify(), a.originGC(), a.originSync())
+	return group("origin", "Make, serve and check an origin", a.originInit(), a.originServe(), a.originVerify(), a.originGC(), a.originSync(), a.originRefresh(), a.originPolicy())
 }
 
 func (a *app) originInit() *cobra.Command {
 	return &cobra.Command{
 		Use:   "init DIR",
-		Short: "Make an empty origin and its signing key",
-		Long: `Makes an empty origin in DIR, which must not exist or be empty, and an ed25519 key that signs
-what is published there. The key is never inside DIR, which is served to everyone: it goes to
---keys, or to DIR.keys. A key that is there already is used, never overwritten.`,
+		Short: "Make an empty origin and its signing keys",
+		Long: `Makes an empty origin in DIR, which must not exist or be empty, and the ed25519 keys that sign what
+is published there. Keys are never inside DIR, which is served to everyone: they go to --keys, or to
+DIR.keys. A key that is there already is used, never overwritten.
+
+  publisher          trees and namespaces
+  pointer            what channels name
+  online             snapshot and timestamp, which a cron job or the server renews
+  offline/root       whose keys count
+  offline/vouching   which namespace versions a channel may name at all
+
+The two in offline decide over the others: move them to another machine, and sign there what
+` + "`request create`" + ` asks for. They are encrypted if a passphrase is given (--passphrase-file,
+COPPICE_PASSPHRASE, or at the terminal).`,
 		Example: "  coppice origin init /srv/origin\n  coppice origin init /srv/origin --keys /root/keys",
 		Args:    exact(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -56,7 +68,7 @@ func (a *app) initOrigin(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	key, made, err := makeKey(keys)
+	made, anyMade, err := a.makeKeys(keys)
 	if err != nil {
 		return err
 	}
@@ -64,34 +76,76 @@ func (a *app) initOrigin(ctx context.Context, dir string) error {
 	if _, err := rand.Read(id); err != nil {
 		return namespace.E(namespace.Internal, "make", "origin id", err)
 	}
-	root := trust.NewRoot(hex.EncodeToString(id), key.Public())
-	b, err := trust.Seal(trust.RootName, root, key)
+	start := trust.Start{ID: hex.EncodeToString(id), Keys: map[trust.Role][]ed25519.PublicKey{}, Names: map[string]string{}}
+	p := trust.Publisher{Refs: trust.Refs{Reader: o, Blobs: originBlobs{o}}, Writer: o, By: signerName(), Now: time.Now}
+	for i, k := range made {
+		for _, role := range initKeys[i].roles {
+			start.Keys[role] = append(start.Keys[role], k.Public())
+		}
+		start.Names[k.KeyID()] = p.By
+		p.Signers = append(p.Signers, k)
+	}
+	root, err := p.Init(ctx, start)
 	if err != nil {
 		return err
 	}
-	if err := o.SwapRef(ctx, trust.RootName, nil, b); err != nil {
-		return err
+	if made[len(made)-1].locked == nil && !a.quiet {
+		a.note("the keys in %s are not encrypted: with --passphrase-file they would be, and on another machine nobody here could use them",
+			filepath.Join(keys, offlineDir))
 	}
-	return a.result(map[string]any{"origin": dir, "id": root.ID, "keys": keys, "key_id": key.KeyID(), "key_made": made}, func(w io.Writer) {
-		fmt.Fprintf(w, "origin  %s\nkey     %s (%s)\n", dir, filepath.Join(keys, keyFile), key.KeyID())
+	publisher := made[0]
+	return a.result(map[string]any{"origin": dir, "id": root.ID, "keys": keys, "key_id": publisher.KeyID(), "key_made": anyMade}, func(w io.Writer) {
+		fmt.Fprintf(w, "origin  %s\nkey     %s (%s)\noffline %s\n", dir, publisher.path, publisher.KeyID()[:16], filepath.Join(keys, offlineDir))
 	})
+}
+
+// makeKeys returns the keys of a new origin, in the order of initKeys, and whether any was made.
+func (a *app) makeKeys(dir string) (all []*keyRing, any bool, err error) {
+	pass, err := a.newPassphrase()
+	if err != nil {
+		return nil, false, err
+	}
+	for _, want := range initKeys {
+		use := pass
+		if !strings.HasPrefix(want.name, offlineDir) {
+			use = nil // used by machines, with nobody at hand
+		}
+		k, made, err := a.makeKey(filepath.Join(dir, want.name+keySuffix), use)
+		if err != nil {
+			return nil, false, err
+		}
+		all, any = append(all, k), any || made
+	}
+	return all, any, nil
 }
 
 func (a *app) originServe() *cobra.Command {
 	var listen string
+	var refresh bool
 	c := &cobra.Command{
 		Use:   "serve DIR",
 		Short: "Serve an origin over HTTP",
 		Long: `Serves the origin in DIR, read-only, over HTTP. An origin is static files, so any web server
 can do this; this one also tells followers of a new pointer within milliseconds, and has
 /healthz and /metrics. Signatures protect the content, not this connection: put a TLS proxy in
-front where the reader's privacy matters.`,
-		Example: "  coppice origin serve /srv/origin --listen :8080",
+front where the reader's privacy matters.
+
+With --refresh it also signs the timestamp anew, four times in its life, with the online key in
+--keys; else ` + "`origin refresh`" + ` does that from cron.`,
+		Example: "  coppice origin serve /srv/origin --listen :8080\n  coppice origin serve /srv/origin --refresh --keys /etc/coppice/online",
 		Args:    exact(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if refresh {
+				stop, err := a.keepFresh(c.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				defer stop()
+			}
 			return a.serveOrigin(c.Context(), args[0], listen)
 		},
 	}
+	c.Flags().BoolVar(&refresh, "refresh", false, "sign the timestamp anew before it expires")
 	c.Flags().StringVar(&listen, "listen", "127.0.0.1:8080", "`ADDR` to listen on; port 0 chooses one")
 	return c
 }

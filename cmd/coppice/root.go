@@ -20,6 +20,8 @@ type app struct {
 	cache  string // --cache
 	keys   string // --keys
 	quiet  bool
+
+	passFile string // --passphrase-file
 }
 
 // run executes one command line and returns its exit code.
@@ -63,6 +65,7 @@ local cache; rollout and rollback move a signed pointer.
 	f.StringVar(&a.origin, "origin", os.Getenv("COPPICE_ORIGIN"), "`LOCATION` of the origin: a directory or an http(s) URL (COPPICE_ORIGIN)")
 	f.StringVar(&a.cache, "cache", os.Getenv("COPPICE_CACHE"), "`DIR` of the endpoint's cache (COPPICE_CACHE; default "+defaultCacheText+")")
 	f.StringVar(&a.keys, "keys", os.Getenv("COPPICE_KEYS"), "`DIR` of the signing keys (COPPICE_KEYS; default: the origin's directory with .keys appended)")
+	f.StringVar(&a.passFile, "passphrase-file", "", "`FILE` with the passphrase of encrypted keys (or COPPICE_PASSPHRASE, or at the terminal)")
 	f.BoolVar(&a.json, "json", false, "print the result as JSON; fields are only ever added")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes")
 	// What the environment says is no default: help and manual are the same everywhere.

@@ -92,6 +92,7 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 	srv := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
+	go watchGeneration(ctx, d.announce)
 	log.Info("daemon started", "cache", dir, "pid", os.Getpid())
 	ready(nil)
 	<-ctx.Done()

@@ -12,6 +12,7 @@ import (
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/fusefs"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/trust"
 )
 
 type statusRequest struct {
@@ -59,6 +60,10 @@ type mountStatus struct {
 	Draining  []drain     `json:"draining,omitempty"`
 	Cache     string      `json:"cache"`
 	CacheInfo cache.Stats `json:"cache_stats"`
+
+	Trust      *trust.Standing `json:"trust,omitempty"`
+	Suspicion  string          `json:"suspicion,omitempty"` // why this machine may have been set back
+	Quarantine bool            `json:"quarantine,omitempty"`
 }
 
 func point(p namespace.Pointer) *pointed {
@@ -89,6 +94,10 @@ func (d *daemon) status(_ context.Context, req statusRequest) ([]wireStatus, err
 
 func (e *endpoint) describe(d *daemon) wireStatus {
 	s := e.server.Status()
+	stand, suspicion := e.minded(), e.trust.keep.suspicion()
+	e.swap.Lock()
+	quarantined := e.quarantined
+	e.swap.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return wireStatus{mountStatus{
@@ -96,6 +105,7 @@ func (e *endpoint) describe(d *daemon) wireStatus {
 		Online: e.status.Online || e.follower == nil, LastError: e.status.LastError,
 		Desired: point(e.status.Desired), Active: point(e.status.Active), Previous: point(e.previous),
 		Cache: d.dir, CacheInfo: d.cache.Stats(),
+		Trust: &stand, Suspicion: suspicion, Quarantine: quarantined,
 	}, s.Draining}
 }
 
@@ -241,7 +251,28 @@ func printStatus(w io.Writer, all []mountStatus) {
 		if s.Alive {
 			field(w, "cache", fmt.Sprintf("%s of %s in %s", size(uint64(s.CacheInfo.UsedBytes)), size(uint64(s.CacheInfo.QuotaBytes)), s.Cache))
 		}
+		printTrust(w, s)
 		field(w, "error", s.LastError)
+	}
+}
+
+func printTrust(w io.Writer, s mountStatus) {
+	if t := s.Trust; t != nil {
+		fresh := "fresh until " + when(t.Expires)
+		if !t.Fresh {
+			fresh = "expired " + when(t.Expires) + ": nothing new is accepted"
+		}
+		field(w, "trust", fresh)
+		lease := "until " + when(t.LeaseUntil) + ", then " + string(t.Then)
+		if t.LeaseOver {
+			lease = "over since " + when(t.LeaseUntil) + ": " + string(t.Then)
+		}
+		field(w, "lease", lease)
+		field(w, "clock", t.Doubt)
+	}
+	field(w, "restored", s.Suspicion)
+	if s.Quarantine {
+		field(w, "content", "none: in quarantine until the origin is reached")
 	}
 }
 

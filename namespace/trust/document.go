@@ -170,6 +170,7 @@ func IsExpired(err error) bool { return errors.Is(err, errExpired) }
 type extra struct {
 	ID        string            `json:"id,omitempty"`        // root: the origin's random name
 	Publisher *RoleKeys         `json:"publisher,omitempty"` // root: who signs trees and namespaces
+	Pointer   *RoleKeys         `json:"pointer,omitempty"`   // vouching: who points new channels
 	Names     map[string]string `json:"names,omitempty"`     // root, vouching: who has which key
 	Issued    time.Time         `json:"issued,omitzero"`     // timestamp
 	Floors    map[string]uint64 `json:"floors,omitempty"`    // vouching: by namespace

@@ -25,9 +25,9 @@ const (
 	VouchingBytesMax = namespace.RefBytesMax
 	// PointerBytesMax bounds the role of one channel: one pointer and some signatures with their notes.
 	PointerBytesMax = 256 << 10
-	// RootsMax bounds the new roots that one refresh walks: a rotation a week for five years. What was
+	// RootsMax bounds the new roots that one refresh walks: a rotation a week for a year. What was
 	// walked is kept, so that the next refresh goes on from there.
-	RootsMax = 256
+	RootsMax = 64
 
 	// jsonDepthMax bounds nesting: our documents need seven.
 	jsonDepthMax = 24

@@ -289,10 +289,7 @@ func (u *Updater) Accept(ctx context.Context, t *Trusted, channel string, presen
 	if _, ok := v.role(channel); !ok {
 		return p, missing("channel", channel, "`coppice channel list` shows those there are, `coppice channel set` makes one")
 	}
-	last, known, err := u.recall(t, channel)
-	if err != nil {
-		return p, err
-	}
+	last, known := u.recall(t, channel)
 	check := func(doc *metadata.Metadata[metadata.TargetsType]) error {
 		if p, err = readPointer(channel, doc); err != nil {
 			return err
@@ -303,7 +300,10 @@ func (u *Updater) Accept(ctx context.Context, t *Trusted, channel string, presen
 		return v.Allows(channel, p.Version, p.Manifest, t.at)
 	}
 	if err := u.judge(t, channel, presented); err != nil {
-		return p, err
+		lags := namespace.IsKind(err, namespace.Stale) && !IsExpired(err)
+		if shown, rerr := ReadPointer(channel, presented); !lags || rerr != nil || known && shown.Seq < last.Seq {
+			return p, err
+		} // else a publisher died before it moved the ref, or a mirror is a step behind
 	}
 	with := Updater{From: presentedFirst{u.From, role, presented}, Keep: u.Keep}
 	if err := with.delegated(ctx, t, role, DocVouching, check); err != nil {
@@ -341,19 +341,20 @@ func (u *Updater) judge(t *Trusted, channel string, presented []byte) error {
 	return nil
 }
 
-// recall returns the pointer of a channel that was accepted before, if its keys still hold.
-func (u *Updater) recall(t *Trusted, channel string) (p namespace.Pointer, known bool, err error) {
+// recall returns the pointer of a channel that was accepted before, if there is one and its keys still
+// hold: what cannot be read is fetched anew, and what a key signed that was revoked is no measure.
+func (u *Updater) recall(t *Trusted, channel string) (p namespace.Pointer, known bool) {
 	role := ChannelDoc(channel)
 	b, err := u.kept(role)
 	if err != nil || b == nil {
-		return p, false, err
+		return p, false
 	}
 	doc, err := decodeDocument[metadata.TargetsType](role, b)
 	if err != nil || t.set.Targets[DocVouching].VerifyDelegate(role, doc) != nil {
-		return p, false, nil // fetched anew, or signed with a key that was revoked: no measure of anything
+		return p, false
 	}
 	p, err = readPointer(channel, doc)
-	return p, err == nil, nil
+	return p, err == nil
 }
 
 // Recall returns the trusted state as it was kept, whatever the time: what an endpoint goes on with when
@@ -365,8 +366,11 @@ func (u *Updater) Recall(ctx context.Context) (*Trusted, error) {
 		return nil, err
 	}
 	b, err := u.kept(DocTimestamp)
-	if err != nil || b == nil {
-		return t, cmpErr(err, namespace.E(namespace.NotExist, "read", DocTimestamp, errors.New("nothing was accepted before")))
+	if err == nil && b == nil {
+		err = namespace.E(namespace.NotExist, "read", DocTimestamp, errors.New("nothing was accepted before"))
+	}
+	if err != nil {
+		return t, err
 	}
 	if _, err := t.set.UpdateTimestamp(b); err != nil {
 		return t, tufError("verify", DocTimestamp, err)
@@ -379,18 +383,11 @@ func (u *Updater) Recall(ctx context.Context) (*Trusted, error) {
 
 // Remembered returns the pointer of a channel that was accepted last, of a state that [Updater.Recall]
 // returned, and false if there is none.
-func (u *Updater) Remembered(t *Trusted, channel string) (namespace.Pointer, bool, error) {
-	if t.set.Targets[DocVouching] == nil {
-		return namespace.Pointer{}, false, nil
+func (u *Updater) Remembered(t *Trusted, channel string) (namespace.Pointer, bool) {
+	if t == nil || t.set.Targets[DocVouching] == nil {
+		return namespace.Pointer{}, false
 	}
 	return u.recall(t, channel)
-}
-
-func cmpErr(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // presentedFirst hands out a document that is there already, if it is the one that is asked for.

@@ -170,7 +170,7 @@ func (v *Vouching) Newest(name string) (Vouched, bool) {
 	return found, found.Version.N > 0
 }
 
-// Resolve returns the vouched version that ver names, the newest if ver.N is 0. Kinds: Denied.
+// Resolve returns the vouched version that ver names, the newest if ver.N is 0. Kinds: NotExist.
 func (v *Vouching) Resolve(ver namespace.Version) (Vouched, error) {
 	if ver.N == 0 {
 		if one, ok := v.Newest(ver.Name); ok {
@@ -180,7 +180,11 @@ func (v *Vouching) Resolve(ver namespace.Version) (Vouched, error) {
 	if one, ok := v.Versions[ver]; ok {
 		return one, nil
 	}
-	return Vouched{}, namespace.WithHint(namespace.E(namespace.Denied, "verify", ver.String(), fmt.Errorf("nobody vouches for it")),
+	return Vouched{}, unvouched(namespace.NotExist, ver)
+}
+
+func unvouched(kind namespace.Kind, ver namespace.Version) error {
+	return namespace.WithHint(namespace.E(kind, "verify", ver.String(), fmt.Errorf("nobody vouches for it")),
 		"`coppice namespace vouch` does, or `coppice request create vouch` where the vouching keys are elsewhere")
 }
 
@@ -189,12 +193,11 @@ func (v *Vouching) Resolve(ver namespace.Version) (Vouched, error) {
 // version, for which there are no exceptions. Kinds: Denied.
 func (v *Vouching) Allows(channel string, ver namespace.Version, manifest namespace.Digest, now time.Time) error {
 	one, ok := v.Versions[ver]
-	if !ok || one.Manifest != manifest {
-		_, err := v.Resolve(ver)
-		if ok {
-			err = namespace.E(namespace.Denied, "verify", ver.String(), fmt.Errorf("it is vouched for as %v, not as %v", one.Manifest, manifest))
-		}
-		return err
+	if !ok {
+		return unvouched(namespace.Denied, ver)
+	}
+	if one.Manifest != manifest {
+		return namespace.E(namespace.Denied, "verify", ver.String(), fmt.Errorf("it is vouched for as %v, not as %v", one.Manifest, manifest))
 	}
 	floor := v.Floors[ver.Name]
 	if one.Content >= floor {
@@ -210,7 +213,7 @@ func (v *Vouching) Allows(channel string, ver namespace.Version, manifest namesp
 		"`coppice namespace vouch "+ver.String()+" --except CHANNEL` lets one channel go there")
 }
 
-// PublicKeys returns who may sign for a channel.
+// role returns who signs for a channel.
 func (v *Vouching) role(channel string) (metadata.DelegatedRole, bool) {
 	if v.doc.Signed.Delegations != nil {
 		for _, r := range v.doc.Signed.Delegations.Roles {
@@ -230,6 +233,16 @@ func (v *Vouching) Names() []namespace.Version {
 		}
 		return int(int64(a.N) - int64(b.N))
 	})
+}
+
+// ReadPointer reads the record of a channel. It is not verified: for saying what it says. Kinds: Limit,
+// Corrupt.
+func ReadPointer(channel string, b []byte) (namespace.Pointer, error) {
+	doc, err := decodeDocument[metadata.TargetsType](ChannelDoc(channel), b)
+	if err != nil {
+		return namespace.Pointer{}, err
+	}
+	return readPointer(channel, doc)
 }
 
 // readPointer reads the role of a channel: one target, the manifest, with the pointer as its custom

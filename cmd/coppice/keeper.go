@@ -1,0 +1,314 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"coppice.dev/coppice/internal/disk"
+	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/trust"
+)
+
+// trustTimeout bounds one look at an origin's documents: six small ones, on a bad link.
+const trustTimeout = time.Minute
+
+// clockEvery is how much time passes before the time that was seen is written down again.
+const clockEvery = time.Minute
+
+// fileKeeper is a trust.Keeper: a directory with one file a name, each replaced durably. Names are
+// escaped into one file name.
+type fileKeeper string
+
+func (k fileKeeper) path(name string) string {
+	return filepath.Join(string(k), url.PathEscape(name)+".json")
+}
+
+// Load implements trust.Keeper.
+func (k fileKeeper) Load(name string) ([]byte, error) {
+	b, err := os.ReadFile(k.path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, disk.Error("read", k.path(name), err)
+	}
+	return b, nil
+}
+
+// Save implements trust.Keeper. What is kept already is not written again.
+func (k fileKeeper) Save(name string, b []byte) error {
+	if have, err := k.Load(name); err == nil && have != nil && string(have) == string(b) {
+		return nil
+	}
+	return disk.Replace(k.path(name), b, 0o600)
+}
+
+// trustKeeper is what a daemon trusts of one origin, shared by all mounts of it. Safe for concurrent use.
+type trustKeeper struct {
+	dir string
+	log *slog.Logger
+	now func() time.Time
+
+	mu     sync.Mutex // held for a whole look at the origin: one at a time
+	clock  trust.Clock
+	policy trust.Policy
+	doubt  string // why this machine may have been restored from a snapshot; "" if nothing speaks for it
+}
+
+// trustDir returns where the daemon of a cache keeps what it trusts of an origin.
+func trustDir(cacheDir, origin string) string {
+	sum := sha256.Sum256([]byte(origin))
+	return filepath.Join(cacheDir, "trust", hex.EncodeToString(sum[:8]))
+}
+
+// trustOf returns the keeper of an origin.
+func (d *daemon) trustOf(origin string) (*trustKeeper, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if k := d.trusts[origin]; k != nil {
+		return k, nil
+	}
+	k := &trustKeeper{dir: trustDir(d.dir, origin), log: d.log.With("origin", origin), now: time.Now, policy: trust.DefaultPolicy}
+	var err error
+	if k.clock, err = trust.LoadClock(k.files()); err != nil {
+		return nil, err
+	}
+	machine, err := trust.LoadMachine(k.files())
+	if err != nil {
+		return nil, err
+	}
+	if k.doubt = machine.Restored(trust.Seen{Generation: vmGeneration()}); k.doubt != "" {
+		k.log.Warn("the origin is asked before anything is started", "reason", k.doubt)
+	}
+	d.trusts[origin] = k
+	return k, nil
+}
+
+func (k *trustKeeper) files() fileKeeper { return fileKeeper(k.dir) }
+
+// pin settles which root of trust the origin has: the one given with a request, or the one kept, or, at
+// first contact, the one it presents; news is the origin's id then. offline says that the origin could
+// not be asked. Kinds: Denied (another root), Stale (an older one), Unavailable, those of FetchRoot.
+func (k *trustKeeper) pin(ctx context.Context, src namespace.RefReader, given []byte) (root *trust.Root, news string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, trustTimeout)
+	defer cancel()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	pinned, err := k.kept(given)
+	if err != nil {
+		return nil, "", err
+	}
+	presented, b, err := trust.FetchRoot(ctx, src)
+	if namespace.IsKind(err, namespace.Unavailable) && pinned != nil {
+		return pinned, "", nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	if pinned == nil {
+		return presented, presented.ID, k.files().Save(trust.DocRoot, b)
+	}
+	if err := trust.CheckPin(pinned, presented); err != nil {
+		return nil, "", namespace.WithHint(err, "if the origin was made anew on purpose, remove "+k.dir)
+	}
+	return pinned, "", nil
+}
+
+// kept returns the root that is pinned, nil if there is none; given, if a person gave one, replaces that
+// of another origin.
+func (k *trustKeeper) kept(given []byte) (*trust.Root, error) {
+	b, err := k.files().Load(trust.DocRoot)
+	if err != nil {
+		return nil, err
+	}
+	var pinned *trust.Root
+	if b != nil {
+		if pinned, err = trust.OpenRoot(b); err != nil {
+			return nil, namespace.WithHint(err, "what is kept of this origin is damaged; remove "+k.dir+" to start anew")
+		}
+	}
+	if given == nil {
+		return pinned, nil
+	}
+	root, err := trust.OpenRoot(given)
+	if err != nil || pinned != nil && pinned.ID == root.ID && pinned.Version >= root.Version {
+		return pinned, err // what was learnt since is not forgotten
+	}
+	if pinned != nil && pinned.ID != root.ID {
+		if err := os.RemoveAll(k.dir); err != nil {
+			return nil, disk.Error("remove", k.dir, err)
+		}
+		k.clock = trust.Clock{}
+	}
+	return root, k.files().Save(trust.DocRoot, given)
+}
+
+// look refreshes what is trusted of the origin and hands it to use. Kinds: those of trust.Updater.
+func (k *trustKeeper) look(ctx context.Context, from trust.Documents, use func(*trust.Updater, *trust.Trusted) error) error {
+	ctx, cancel := context.WithTimeout(ctx, trustTimeout)
+	defer cancel()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	local := k.now()
+	now, doubt := k.clock.Now(local)
+	u := &trust.Updater{From: from, Keep: k.files()}
+	t, err := u.Refresh(ctx, now)
+	if namespace.IsKind(err, namespace.NotExist) { // collected or replaced while it was read
+		t, err = u.Refresh(ctx, now)
+	}
+	if err != nil {
+		if doubt != "" && trust.IsExpired(err) {
+			err = namespace.WithHint(err, doubt)
+		}
+		if serr := k.seen(k.clock.See(local)); serr != nil {
+			err = errors.Join(err, serr)
+		}
+		return err
+	}
+	if k.doubt != "" {
+		k.log.Info("the origin was asked", "reason", k.doubt)
+	}
+	k.doubt = ""
+	v, err := t.Vouching()
+	if err != nil {
+		return err
+	}
+	k.policy = v.Policy
+	issued, expires := t.Issued()
+	if err := k.seen(k.clock.Prove(issued, expires, local)); err != nil {
+		return err
+	}
+	machine, err := trust.LoadMachine(k.files())
+	if err == nil {
+		err = trust.SaveMachine(k.files(), machine.Check(trust.Seen{Generation: vmGeneration()}))
+	}
+	if err != nil {
+		return err
+	}
+	return use(u, t)
+}
+
+// seen keeps a clock, unless it says little that is new.
+func (k *trustKeeper) seen(c trust.Clock) error {
+	if c.Signed.Equal(k.clock.Signed) && c.Fresh.Sub(k.clock.Fresh) < clockEvery && c.Highest.Sub(k.clock.Highest).Abs() < clockEvery {
+		return nil
+	}
+	k.clock = c
+	return trust.SaveClock(k.files(), c)
+}
+
+// recall hands what was accepted before to use, without the origin. Kinds: NotExist (nothing was).
+func (k *trustKeeper) recall(ctx context.Context, use func(*trust.Updater, *trust.Trusted) error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	u := &trust.Updater{Keep: k.files()}
+	t, err := u.Recall(ctx)
+	if err != nil {
+		return err
+	}
+	if v, err := t.Vouching(); err == nil {
+		k.policy = v.Policy
+	}
+	return use(u, t)
+}
+
+// suspicion says why the origin must be asked before anything is started; "" if it need not.
+func (k *trustKeeper) suspicion() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.doubt
+}
+
+// announce notes that the kernel told of another generation of this virtual machine.
+func (k *trustKeeper) announce() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.doubt = trust.Machine{}.Restored(trust.Seen{Announced: true})
+}
+
+// standing says how the origin stands with the two clocks. What of override is set comes first.
+func (k *trustKeeper) standing(override trust.Policy) trust.Standing {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p := k.policy.WithDefaults()
+	if override.Lease > 0 {
+		p.Lease = override.Lease
+	}
+	if override.Then != "" {
+		p.Then = override.Then
+	}
+	return k.clock.Stand(k.now(), p)
+}
+
+// endpointTrust is the rollout.Trust of one mount.
+type endpointTrust struct {
+	keep *trustKeeper
+	from trust.Documents
+}
+
+// Accept implements rollout.Trust. That nothing new may be accepted because the time of what the origin
+// shows is over is, for a mount that has something to go on with, as if the origin could not be reached.
+func (t endpointTrust) Accept(ctx context.Context, channel string, record []byte) (p namespace.Pointer, err error) {
+	err = t.keep.look(ctx, t.from, func(u *trust.Updater, trusted *trust.Trusted) error {
+		p, err = u.Accept(ctx, trusted, channel, record)
+		return err
+	})
+	if err == nil {
+		return p, nil
+	}
+	if last, known, rerr := t.Recall(ctx, channel); rerr == nil && known && trust.IsExpired(err) {
+		if shown, serr := trust.ReadPointer(channel, record); serr != nil || shown.Seq < last.Seq {
+			return p, err // expired is the least that is wrong with it
+		}
+		err = namespace.WithHint(namespace.E(namespace.Unavailable, "accept", "channel "+channel, err), namespace.HintOf(err))
+	}
+	return p, err
+}
+
+// Recall implements rollout.Trust.
+func (t endpointTrust) Recall(ctx context.Context, channel string) (p namespace.Pointer, known bool, err error) {
+	err = t.keep.recall(ctx, func(u *trust.Updater, trusted *trust.Trusted) error {
+		p, known = u.Remembered(trusted, channel)
+		return nil
+	})
+	if err != nil { // nothing, or nothing that can be used: the origin has it
+		return namespace.Pointer{}, false, nil
+	}
+	if why := t.keep.suspicion(); why != "" {
+		return p, known, namespace.E(namespace.Unavailable, "start", "channel "+channel, errors.New(why+"; the origin must be asked before anything is started"))
+	}
+	return p, known, nil
+}
+
+// vouched returns the namespace version that v names, from the origin or, if that is out of reach or its
+// time is over, from what was accepted before.
+func (t endpointTrust) vouched(ctx context.Context, v namespace.Version) (one trust.Vouched, err error) {
+	resolve := func(trusted *trust.Trusted) error {
+		said, err := trusted.Vouching()
+		if err != nil {
+			return err
+		}
+		if one, err = said.Resolve(v); err != nil {
+			return err
+		}
+		return said.Allows("", one.Version, one.Manifest, t.keep.now())
+	}
+	err = t.keep.look(ctx, t.from, func(_ *trust.Updater, trusted *trust.Trusted) error { return resolve(trusted) })
+	if err == nil || !namespace.IsKind(err, namespace.Unavailable) && !trust.IsExpired(err) || t.keep.suspicion() != "" {
+		return one, err
+	}
+	kerr := t.keep.recall(ctx, func(_ *trust.Updater, trusted *trust.Trusted) error { return resolve(trusted) })
+	if kerr != nil {
+		return one, err
+	}
+	return one, nil
+}
