@@ -76,6 +76,7 @@ local cache; rollout and rollback move a signed pointer.
 		return namespace.WithHint(usage("%v", err), "`"+c.CommandPath()+" --help` shows the flags")
 	})
 	root.AddCommand(a.originCommand(), a.treeCommand(), a.namespaceCommand(), a.channelCommand(), a.whereCommand(),
+		a.keyCommand(), a.requestCommand(), a.trustCommand(),
 		a.mountCommand(), a.unmountCommand(), a.statusCommand(), a.cacheCommand(),
 		a.daemonCommand(), a.docsCommand(root))
 	return root

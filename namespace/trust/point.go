@@ -161,6 +161,6 @@ func (p *Publisher) signersOf(what string, want RoleKeys) ([]Signer, error) {
 		return have, nil
 	}
 	return nil, namespace.WithHint(namespace.E(namespace.Denied, "sign", what,
-		fmt.Errorf("%d keys of role %s are at hand, %d needed", len(have), want.Role, want.Threshold)),
+		fmt.Errorf("%d keys of role %s are at hand, %d needed", len(have), want.Role.word(), want.Threshold)),
 		"choose others with --keys, or `coppice request create` and have it signed where the keys are")
 }

@@ -230,6 +230,7 @@ func describeRoot(m *metadata.Metadata[metadata.RootType], out map[string]string
 	out["version"] = fmt.Sprint(m.Signed.Version)
 	out["expires"] = m.Signed.Expires.Format(time.DateOnly)
 	describe := func(role string, ids []string, need int) {
+		role = Role(role).word()
 		out["role "+role] = fmt.Sprintf("%d of %d must sign", need, len(ids))
 		for _, id := range ids {
 			out["role "+role+" key "+id[:min(16, len(id))]] = e.Names[id]

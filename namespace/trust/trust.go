@@ -41,6 +41,14 @@ const (
 	RolePoint     Role = "point"     // channels; each has its own keys, in the vouching document
 )
 
+// word returns what people call a role.
+func (r Role) word() string {
+	if r == RoleVouching {
+		return "vouching"
+	}
+	return string(r)
+}
+
 // RoleOf returns the role that signs refs of a kind.
 func RoleOf(refKind string) Role {
 	switch refKind {
