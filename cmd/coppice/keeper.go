@@ -57,9 +57,11 @@ type trustKeeper struct {
 	dir string
 	log *slog.Logger
 	now func() time.Time
+	gen func() string // the generation id of this virtual machine
 
 	mu     sync.Mutex // held for a whole look at the origin: one at a time
 	clock  trust.Clock
+	kept   trust.Clock // on disk
 	policy trust.Policy
 	doubt  string // why this machine may have been restored from a snapshot; "" if nothing speaks for it
 }
@@ -77,19 +79,28 @@ func (d *daemon) trustOf(origin string) (*trustKeeper, error) {
 	if k := d.trusts[origin]; k != nil {
 		return k, nil
 	}
-	k := &trustKeeper{dir: trustDir(d.dir, origin), log: d.log.With("origin", origin), now: time.Now, policy: trust.DefaultPolicy}
+	k, err := openTrust(trustDir(d.dir, origin), d.log.With("origin", origin), time.Now, vmGeneration)
+	if err == nil {
+		d.trusts[origin] = k
+	}
+	return k, err
+}
+
+// openTrust takes up what is kept in dir, which need not exist.
+func openTrust(dir string, log *slog.Logger, now func() time.Time, gen func() string) (*trustKeeper, error) {
+	k := &trustKeeper{dir: dir, log: log, now: now, gen: gen, policy: trust.DefaultPolicy}
 	var err error
 	if k.clock, err = trust.LoadClock(k.files()); err != nil {
 		return nil, err
 	}
+	k.kept = k.clock
 	machine, err := trust.LoadMachine(k.files())
 	if err != nil {
 		return nil, err
 	}
-	if k.doubt = machine.Restored(trust.Seen{Generation: vmGeneration()}); k.doubt != "" {
-		k.log.Warn("the origin is asked before anything is started", "reason", k.doubt)
+	if k.doubt = machine.Restored(trust.Seen{Generation: gen()}); k.doubt != "" {
+		log.Warn("the origin is asked before anything is started", "reason", k.doubt)
 	}
-	d.trusts[origin] = k
 	return k, nil
 }
 
@@ -103,7 +114,7 @@ func (k *trustKeeper) pin(ctx context.Context, src namespace.RefReader, given []
 	defer cancel()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	pinned, err := k.kept(given)
+	pinned, err := k.pinned(given)
 	if err != nil {
 		return nil, "", err
 	}
@@ -123,9 +134,9 @@ func (k *trustKeeper) pin(ctx context.Context, src namespace.RefReader, given []
 	return pinned, "", nil
 }
 
-// kept returns the root that is pinned, nil if there is none; given, if a person gave one, replaces that
+// pinned returns the root that is kept, nil if there is none; given, if a person gave one, replaces that
 // of another origin.
-func (k *trustKeeper) kept(given []byte) (*trust.Root, error) {
+func (k *trustKeeper) pinned(given []byte) (*trust.Root, error) {
 	b, err := k.files().Load(trust.DocRoot)
 	if err != nil {
 		return nil, err
@@ -147,7 +158,7 @@ func (k *trustKeeper) kept(given []byte) (*trust.Root, error) {
 		if err := os.RemoveAll(k.dir); err != nil {
 			return nil, disk.Error("remove", k.dir, err)
 		}
-		k.clock = trust.Clock{}
+		k.clock, k.kept = trust.Clock{}, trust.Clock{}
 	}
 	return root, k.files().Save(trust.DocRoot, given)
 }
@@ -189,7 +200,7 @@ func (k *trustKeeper) look(ctx context.Context, from trust.Documents, use func(*
 	}
 	machine, err := trust.LoadMachine(k.files())
 	if err == nil {
-		err = trust.SaveMachine(k.files(), machine.Check(trust.Seen{Generation: vmGeneration()}))
+		err = trust.SaveMachine(k.files(), machine.Check(trust.Seen{Generation: k.gen()}))
 	}
 	if err != nil {
 		return err
@@ -197,12 +208,13 @@ func (k *trustKeeper) look(ctx context.Context, from trust.Documents, use func(*
 	return use(u, t)
 }
 
-// seen keeps a clock, unless it says little that is new.
+// seen keeps a clock; on disk only if it says something new.
 func (k *trustKeeper) seen(c trust.Clock) error {
-	if c.Signed.Equal(k.clock.Signed) && c.Fresh.Sub(k.clock.Fresh) < clockEvery && c.Highest.Sub(k.clock.Highest).Abs() < clockEvery {
+	k.clock = c
+	if c.Signed.Equal(k.kept.Signed) && c.Fresh.Sub(k.kept.Fresh) < clockEvery && c.Highest.Sub(k.kept.Highest).Abs() < clockEvery {
 		return nil
 	}
-	k.clock = c
+	k.kept = c
 	return trust.SaveClock(k.files(), c)
 }
 

@@ -10,7 +10,7 @@ import (
 	"coppice.dev/coppice/namespace/trust"
 )
 
-// leaseEvery is how often a mount looks at its lease: what it bounds is days.
+// leaseEvery is how often a mount looks at its lease, at most: what it bounds is days.
 const leaseEvery = 30 * time.Second
 
 // emptyTree is what a mount in quarantine shows: a directory with nothing in it.
@@ -41,10 +41,13 @@ func (e *endpoint) minded() trust.Standing {
 // mindLease does what the policy asks for when the lease is over, until the mount ends.
 func (e *endpoint) mindLease() {
 	tick := time.NewTicker(leaseEvery)
+	if e.req.Lease > 0 {
+		tick.Reset(min(leaseEvery, max(e.req.Lease/8, 100*time.Millisecond)))
+	}
 	defer tick.Stop()
 	checked := time.Now()
 	for {
-		if e.follower == nil && time.Since(checked) > max(e.req.Check, leaseEvery) { // else the follower does
+		if e.follower == nil && time.Since(checked) > e.req.Check { // else the follower does
 			checked = time.Now()
 			err := e.trust.keep.look(e.ctx, e.trust.from, func(*trust.Updater, *trust.Trusted) error { return nil })
 			if err != nil && e.ctx.Err() == nil {

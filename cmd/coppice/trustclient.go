@@ -27,10 +27,13 @@ func (a *app) trustCommand() *cobra.Command {
 }
 
 // tufFlags are those of the client.
-type tufFlags struct{ dir, url, target, targetURL, targetDir string }
+type tufFlags struct {
+	dir, url, target, targetURL, targetDir string
+	now                                    func() time.Time
+}
 
 func (a *app) trustClient() *cobra.Command {
-	var f tufFlags
+	f := tufFlags{now: time.Now}
 	// The suite tells success from failure by 0 and 1.
 	one := func(run func(context.Context, []string) error) func(*cobra.Command, []string) error {
 		return func(c *cobra.Command, args []string) error {
@@ -113,7 +116,7 @@ func (f *tufFlags) refresh(ctx context.Context) (*trust.Updater, *trust.Trusted,
 	if err != nil {
 		return nil, nil, err
 	}
-	now, _ := clock.Now(time.Now())
+	now, _ := clock.Now(f.now())
 	u := &trust.Updater{From: tufRepository{strings.TrimRight(f.url, "/")}, Keep: keep}
 	t, err := u.Refresh(ctx, now)
 	return u, t, err
