@@ -51,7 +51,7 @@ func (p *Publisher) commit(ctx context.Context, build func(*state) (*edit, error
 		}
 		err = p.write(ctx, st, e)
 		if err == nil {
-			return p.tell(ctx, slices.Sorted(maps.Keys(e.channels)))
+			return p.tell(ctx, st, e)
 		}
 		if !namespace.IsKind(err, namespace.Exist) {
 			return err
@@ -212,33 +212,49 @@ func (p *Publisher) Refresh(ctx context.Context) error {
 	return p.commit(ctx, func(*state) (*edit, error) { return &edit{}, nil })
 }
 
-// tell moves the refs of channels (none: all) to what the snapshot names, those that lie behind: what
-// followers wait on. Losing a race to a publisher that is further is no failure.
-func (p *Publisher) tell(ctx context.Context, channels []string) error {
-	t, _, err := p.state(ctx)
-	if err != nil {
-		return err
+// tell moves the refs of the channels that an edit changed, on which followers wait; without any it looks
+// at all, and moves those that lie behind. Losing a race to a publisher that is further is no failure.
+func (p *Publisher) tell(ctx context.Context, st *state, e *edit) error {
+	by := st.vouching.doc
+	if e.vouching != nil {
+		by = e.vouching
 	}
-	v, err := t.Vouching()
-	if err != nil {
-		return err
+	for _, channel := range slices.Sorted(maps.Keys(e.channels)) {
+		doc := e.channels[channel]
+		b, err := doc.ToBytes(false)
+		if err != nil {
+			return namespace.E(namespace.Internal, "write", ChannelDoc(channel), err)
+		}
+		if err := p.tellOne(ctx, by, channel, doc.Signed.Version, b); err != nil {
+			return err
+		}
 	}
-	if len(channels) == 0 {
-		channels = v.Channels
+	if e.vouching != nil || len(e.channels) > 0 {
+		return nil
 	}
-	for _, channel := range channels {
-		info := t.set.Snapshot.Signed.Meta[ChannelDoc(channel)+".json"]
+	for _, channel := range st.vouching.Channels {
+		info := st.trusted.set.Snapshot.Signed.Meta[ChannelDoc(channel)+".json"]
 		if info == nil {
 			continue
 		}
-		if err := p.tellOne(ctx, t, channel, t.meta(info)); err != nil {
+		m := st.trusted.meta(info)
+		have, err := p.Reader.Ref(ctx, namespace.RefName{Kind: namespace.ChannelRef, Name: channel})
+		if err == nil && namespace.Sum(have) == m.Digest {
+			continue
+		}
+		b, err := p.Blobs.GetBlob(ctx, m.Digest, PointerBytesMax)
+		if err == nil {
+			err = p.tellOne(ctx, by, channel, m.Version, b)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *Publisher) tellOne(ctx context.Context, t *Trusted, channel string, m Meta) error {
+// tellOne makes next, the document of a channel in that version, the channel's ref, unless it is further.
+func (p *Publisher) tellOne(ctx context.Context, by *metadata.Metadata[metadata.TargetsType], channel string, version int64, next []byte) error {
 	n := namespace.RefName{Kind: namespace.ChannelRef, Name: channel}
 	for range swapAttempts {
 		have, err := p.Reader.Ref(ctx, n)
@@ -250,14 +266,9 @@ func (p *Publisher) tellOne(ctx context.Context, t *Trusted, channel string, m M
 		}
 		if have != nil {
 			doc, err := decodeDocument[metadata.TargetsType](ChannelDoc(channel), have)
-			ahead := err == nil && doc.Signed.Version > m.Version && t.set.Targets[DocVouching].VerifyDelegate(ChannelDoc(channel), doc) == nil
-			if ahead || namespace.Sum(have) == m.Digest {
+			if err == nil && doc.Signed.Version > version && by.VerifyDelegate(ChannelDoc(channel), doc) == nil {
 				return nil
 			}
-		}
-		next, err := p.Blobs.GetBlob(ctx, m.Digest, PointerBytesMax)
-		if err != nil {
-			return err
 		}
 		if err = p.Writer.SwapRef(ctx, n, have, next); !namespace.IsKind(err, namespace.Exist) {
 			return err
