@@ -170,16 +170,9 @@ func (k *trustKeeper) look(ctx context.Context, from trust.Documents, use func(*
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	local := k.now()
-	now, doubt := k.clock.Now(local)
 	u := &trust.Updater{From: from, Keep: k.files()}
-	t, err := u.Refresh(ctx, now)
-	if namespace.IsKind(err, namespace.NotExist) { // collected or replaced while it was read
-		t, err = u.Refresh(ctx, now)
-	}
+	t, err := k.refresh(ctx, u, local)
 	if err != nil {
-		if doubt != "" && trust.IsExpired(err) {
-			err = namespace.WithHint(err, doubt)
-		}
 		if serr := k.seen(k.clock.See(local)); serr != nil {
 			err = errors.Join(err, serr)
 		}
@@ -206,6 +199,29 @@ func (k *trustKeeper) look(ctx context.Context, from trust.Documents, use func(*
 		return err
 	}
 	return use(u, t)
+}
+
+// refresh is the updater's, at the time that the clock's memory says. If what the origin shows is over only
+// because the clock was wound back, or set right, it counts if it is newer than all that was seen.
+func (k *trustKeeper) refresh(ctx context.Context, u *trust.Updater, local time.Time) (*trust.Trusted, error) {
+	now, doubt := k.clock.Now(local)
+	t, err := u.Refresh(ctx, now)
+	if namespace.IsKind(err, namespace.NotExist) { // collected or replaced while it was read
+		t, err = u.Refresh(ctx, now)
+	}
+	if !trust.IsExpired(err) || doubt == "" {
+		return t, err
+	}
+	err = namespace.WithHint(err, doubt)
+	again, aerr := u.Refresh(ctx, k.clock.Proven(local))
+	if aerr != nil {
+		return t, err
+	}
+	if issued, _ := again.Issued(); !issued.After(k.clock.Signed) {
+		return t, err
+	}
+	k.log.Warn("a newer timestamp is believed although it was not the time", "clock", doubt)
+	return again, nil
 }
 
 // seen keeps a clock; on disk only if it says something new.

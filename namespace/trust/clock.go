@@ -51,6 +51,17 @@ func (c Clock) Now(local time.Time) (now time.Time, doubt string) {
 	return now, doubt
 }
 
+// Proven returns the time that is certain for a machine whose clock shows local: what a timestamp newer than
+// any before it is held against when the clock was wound back, since it may just as well have been set
+// right. Such a timestamp is progress, whoever turned the clock; one that was seen before stays as old as
+// Now says.
+func (c Clock) Proven(local time.Time) time.Time {
+	if c.Signed.After(local) {
+		return c.Signed
+	}
+	return local
+}
+
 func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04") }
 
 // See records that the clock shows local. It is to be kept when it changed by more than a minute.
@@ -70,7 +81,7 @@ func (c Clock) Prove(issued, expires, local time.Time) Clock {
 		c.Signed = issued.UTC()
 	}
 	c.Expires = expires.UTC()
-	if newer && c.Highest.Sub(local) > clockFar && local.Sub(issued).Abs() < clockFar {
+	if newer && issued.Sub(local) <= clockSlack && local.Before(expires) && local.Before(c.Highest) {
 		c.Highest = local.UTC().Truncate(time.Second)
 	}
 	c = c.See(local)

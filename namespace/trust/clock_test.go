@@ -62,6 +62,24 @@ func TestClockYearsAhead(t *testing.T) {
 	}
 }
 
+// One that was months ahead, and was set right, must not wait for those months.
+func TestClockMonthsAhead(t *testing.T) {
+	c := trust.Clock{}.Prove(at("2026-03-01"), at("2026-03-08"), at("2026-03-01")).See(at("2026-06-01"))
+	if now := c.Proven(at("2026-03-03")); !now.Equal(at("2026-03-03")) {
+		t.Errorf("a newer timestamp is held against %v", now)
+	}
+	if now := c.Proven(at("2020-01-01")); !now.Equal(at("2026-03-01")) {
+		t.Errorf("far behind, it is held against %v", now)
+	}
+	if same := c.Prove(at("2026-03-01"), at("2026-03-08"), at("2026-03-03")); !same.Highest.Equal(at("2026-06-01")) {
+		t.Errorf("what was seen before proves that it is %v", same.Highest)
+	}
+	c = c.Prove(at("2026-03-03"), at("2026-03-10"), at("2026-03-03"))
+	if now, doubt := c.Now(at("2026-03-04")); doubt != "" || !now.Equal(at("2026-03-04")) {
+		t.Errorf("%v, %q", now, doubt)
+	}
+}
+
 func TestLease(t *testing.T) {
 	p := trust.Policy{Fresh: 24 * time.Hour, Lease: 10 * 24 * time.Hour, Then: trust.Quarantine}
 	c := trust.Clock{}.Prove(at("2026-03-01"), at("2026-03-02"), at("2026-03-01"))
