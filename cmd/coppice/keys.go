@@ -297,7 +297,11 @@ func publicKey(path string) (ed25519.PublicKey, error) {
 // newPassphrase returns the passphrase for keys about to be made, asked for twice at a terminal; nil for
 // none.
 func (a *app) newPassphrase() ([]byte, error) {
-	pass, err := a.passphrase("passphrase for the offline keys (empty for none)")
+	prompt := "passphrase for the keys that decide over others (empty for none)"
+	if a.quiet {
+		prompt = "" // a script
+	}
+	pass, err := a.passphrase(prompt)
 	if err != nil || len(pass) == 0 || a.passFile != "" || os.Getenv("COPPICE_PASSPHRASE") != "" {
 		return pass, err
 	}
