@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"io"
 	"os"
@@ -21,7 +22,7 @@ func (a *app) requestCommand() *cobra.Command {
 
 func (a *app) requestCreate() *cobra.Command {
 	c := group("create", "Ask for signatures: a file to carry to where the keys are",
-		a.createVouch(), a.createPoint(), a.createChannel(), a.createKeys())
+		a.createVouch(), a.createPoint(), a.createChannel(), a.createKeys(), a.createRenew())
 	c.Long = `Writes a request to -o FILE: the document that would be next, and the one before it. It is carried
 to each of those who must sign, by whatever means; nothing in it is secret, and nothing is believed
 because it says so. ` + "`request show`" + ` tells what it changes, ` + "`request sign`" + ` signs it where the
@@ -165,6 +166,36 @@ expiry and nothing else.`,
 	c.Flags().StringVar(&f.channel, "channel", "", "only for this `CHANNEL` (role pointer)")
 	c.Flags().StringVar(&f.name, "name", "", "whose the new key is: `TEXT` shown in lists")
 	c.Flags().IntVar(&f.threshold, "threshold", 0, "how `MANY` keys of the role must sign (default: as it is)")
+	return q.add(c)
+}
+
+func (a *app) createRenew() *cobra.Command {
+	var q asking
+	var also []string
+	c := &cobra.Command{
+		Use:   "renew",
+		Short: "Ask that what the vouching keys say is signed anew, as it is",
+		Long: `Asks the vouching keys to sign their document again, with a later expiry. With --also the keys in those
+files may sign it too, before they have the role: so vouching keys that live on different machines
+are rotated, and their threshold is raised. First this, signed by the old and the new ones, then
+` + "`request create keys vouching`" + `, signed by the root keys.`,
+		Example: "  coppice request create renew --also bob.pub -o renew.json",
+		Args:    exact(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			var keys []ed25519.PublicKey
+			for _, file := range also {
+				k, err := publicKey(file)
+				if err != nil {
+					return err
+				}
+				keys = append(keys, k)
+			}
+			return a.create(c.Context(), &q, func(p *trust.Publisher) (trust.Request, error) {
+				return p.AskVouching(c.Context(), trust.VouchingChange{}, q.why, keys...)
+			})
+		},
+	}
+	c.Flags().StringArrayVar(&also, "also", nil, "`FILE` of a public key that may sign too")
 	return q.add(c)
 }
 

@@ -2,6 +2,7 @@ package trust
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,8 +53,10 @@ func OpenRequest(b []byte) (r Request, err error) {
 	return r, err
 }
 
-// AskVouching makes a request for a change of what the vouching keys say.
-func (p *Publisher) AskVouching(ctx context.Context, c VouchingChange, why string) (Request, error) {
+// AskVouching makes a request for a change of what the vouching keys say; the zero change renews it. The
+// keys in also may sign it too, though they do not count yet: what has their signatures stays valid when
+// the root gives them the role.
+func (p *Publisher) AskVouching(ctx context.Context, c VouchingChange, why string, also ...ed25519.PublicKey) (Request, error) {
 	st, err := p.readState(ctx)
 	if err != nil {
 		return Request{}, err
@@ -62,7 +65,11 @@ func (p *Publisher) AskVouching(ctx context.Context, c VouchingChange, why strin
 	if err != nil {
 		return Request{}, err
 	}
-	return request(p, DocVouching, st.vouching.doc, doc, p.Root.Keys(RoleVouching), why)
+	want := p.Root.Keys(RoleVouching)
+	for _, k := range also {
+		want.KeyIDs = append(slices.Clone(want.KeyIDs), KeyID(k))
+	}
+	return request(p, DocVouching, st.vouching.doc, doc, want, why)
 }
 
 // AskPoint makes a request for the next pointer of a channel: at v or, if v is zero, back to the version

@@ -2,6 +2,7 @@ package trust
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -130,7 +131,8 @@ func (p *Publisher) vouchAnew(ctx context.Context, st *state, next *Root, why st
 	for _, r := range []*Root{p.Root, next} {
 		signers, err := p.signersOf("vouching", r.Keys(RoleVouching))
 		if err != nil {
-			return nil, err
+			return nil, namespace.WithHint(namespace.E(namespace.KindOf(err), "sign", "vouching", errors.New("those who have the role after the change must sign it first")),
+				"have them sign `coppice request create renew`, with --also NEW.pub for keys that come, and apply that before")
 		}
 		if err := signDocument(doc, p.note(why), signers...); err != nil {
 			return nil, err
