@@ -2,6 +2,7 @@ package builder_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"maps"
 	"reflect"
@@ -48,19 +49,30 @@ func signer(t testing.TB) trust.Key {
 	return key
 }
 
-// open returns the origin in store, with its root.
+// begin makes an origin in store with one key for all roles.
+func begin(t testing.TB, store namespace.Origin, id string, key trust.Key) *orchard {
+	t.Helper()
+	p := &trust.Publisher{Refs: trust.Refs{Reader: store, Blobs: blobs{store}}, Writer: store,
+		Signers: []trust.Signer{key}, By: "test", Now: time.Now}
+	all := map[trust.Role][]ed25519.PublicKey{}
+	for _, r := range []trust.Role{trust.RoleRoot, trust.RoleVouching, trust.RoleSnapshot, trust.RoleTimestamp, trust.RolePublish, trust.RolePoint} {
+		all[r] = []ed25519.PublicKey{key.Public()}
+	}
+	_, err := p.Init(t.Context(), trust.Start{ID: id, Keys: all})
+	must(t, err)
+	return &orchard{p, store}
+}
+
+// open returns the origin in store, which is made if it is none.
 func open(t testing.TB, store namespace.Origin) *orchard {
 	t.Helper()
-	key := signer(t)
-	b, err := trust.Seal(trust.RootName, trust.NewRoot("o1", key.Public()), key)
-	must(t, err)
-	if err := store.SwapRef(t.Context(), trust.RootName, nil, b); err != nil && !namespace.IsKind(err, namespace.Exist) {
-		t.Fatal(err)
+	root, _, err := trust.FetchRoot(t.Context(), store)
+	if namespace.IsKind(err, namespace.NotExist) {
+		return begin(t, store, "01", signer(t))
 	}
-	root, err := trust.OpenRoot(b)
 	must(t, err)
-	return &orchard{&trust.Publisher{Refs: trust.Refs{Reader: store, Root: root}, Writer: store, Blobs: blobs{store},
-		Signers: []trust.Signer{key}, Now: time.Now}, store}
+	return &orchard{&trust.Publisher{Refs: trust.Refs{Reader: store, Root: root, Blobs: blobs{store}}, Writer: store,
+		Signers: []trust.Signer{signer(t)}, By: "test", Now: time.Now}, store}
 }
 
 // grow imports dir as the next version of a tree.

@@ -40,7 +40,7 @@ type NamedRoot struct {
 type Retained struct {
 	// Trees are root catalogs, retained with everything below. Some may be missing: see Missing.
 	Trees []NamedRoot
-	// Blobs are manifests, replaced pointers, tables of packages and profiles.
+	// Blobs are manifests, replaced pointers, tables of packages, profiles and the documents of trust.
 	Blobs []namespace.Digest
 	// Layouts are those of profiles for roots among Trees, retained with the packs they name, which may
 	// hold more than locators lead to. They are derived: one that is missing costs a cold start time.
@@ -56,7 +56,13 @@ type Retained struct {
 // Retain reads the refs of an origin and applies the policy. Kinds: those of trust.Refs; Corrupt (a
 // manifest, or the history of a channel).
 func (p Policy) Retain(ctx context.Context, refs trust.Refs, from namespace.Fetcher) (Retained, error) {
-	r := &retaining{Policy: p, refs: refs, from: from, manifests: map[namespace.Digest]bool{}, namespaces: map[string]bool{}}
+	refs.Blobs = blobReader{from}
+	r := &retaining{Policy: p, refs: refs, from: from, manifests: map[namespace.Digest]bool{}, namespaces: map[string]bool{}, name: trust.TimestampName}
+	documents, err := refs.Documents(ctx)
+	if err := r.note(err); err != nil {
+		return r.Retained, err
+	}
+	r.Blobs = documents
 	for _, kind := range []struct {
 		name string
 		add  func(context.Context, string) error
@@ -161,8 +167,7 @@ func (r *retaining) channel(ctx context.Context, name string) error {
 	age := 0
 	var replaced time.Time
 	var failed error
-	p := trust.Publisher{Refs: r.refs, Blobs: blobReader{r.from}}
-	err := p.History(ctx, name, func(ptr namespace.Pointer) bool {
+	err := r.refs.History(ctx, name, func(ptr namespace.Pointer) bool {
 		if !ptr.Prev.IsZero() {
 			r.Blobs = append(r.Blobs, ptr.Prev)
 		}

@@ -36,7 +36,7 @@ type SyncReport struct {
 }
 
 // Sync copies what the policy chooses of the origin src to dst: first the root of trust, if dst has
-// none, then objects, then the refs of trees and namespaces, at last those of channels, all as they
+// none, or a newer one, and objects, then the refs: of trees and namespaces, the timestamp, at last those of channels, all as they
 // were when Sync began, with their signatures; a mirror needs no key. What dst holds already is not
 // copied, and is protected from a collection that may be running there. Packs and blobs are verified
 // by their digests on the way. An interrupted Sync leaves dst as it was, but for objects that
@@ -64,6 +64,7 @@ type syncer struct {
 	dst   namespace.Origin
 	o     SyncOptions
 	root  *trust.Root
+	roots []syncRef
 	refs  []syncRef
 	kept  Retained
 	packs *renewer // of dst
@@ -85,37 +86,57 @@ type syncRef struct {
 
 // trust checks that both have the same root, or gives dst that of src.
 func (s *syncer) trust(ctx context.Context) error {
-	root, b, err := trust.FetchRoot(ctx, s.src)
+	root, _, err := trust.FetchRoot(ctx, s.src)
 	if err != nil {
 		return err
 	}
 	s.root = root
-	have, err := s.dst.Ref(ctx, trust.RootName)
-	if namespace.IsKind(err, namespace.NotExist) {
-		s.report.Refs = append(s.report.Refs, trust.RootName.String())
-		return s.dst.SwapRef(ctx, trust.RootName, nil, b)
+	var roots []syncRef
+	for n := int64(1); n <= int64(root.Version); n++ {
+		r := syncRef{name: trust.RootVersion(n)}
+		if err := r.read(ctx, s.src, s.dst); err != nil {
+			return err
+		}
+		roots = append(roots, r)
 	}
-	if err != nil {
+	newest := syncRef{name: trust.RootName}
+	if err := newest.read(ctx, s.src, s.dst); err != nil {
 		return err
 	}
-	if !bytes.Equal(have, b) {
-		return namespace.WithHint(namespace.E(namespace.Denied, "sync", trust.RootName.String(), fmt.Errorf("the destination has another root of trust")),
-			"it is a mirror of another origin, or an origin of its own: choose an empty directory")
+	newest.src = root.Bytes() // the ref may lie behind
+	if newest.have != nil {
+		have, _, err := trust.FetchRoot(ctx, s.dst)
+		if err != nil {
+			return err
+		}
+		if have.Version <= root.Version && !bytes.Equal(roots[have.Version-1].src, have.Bytes()) || have.ID != root.ID {
+			return namespace.WithHint(namespace.E(namespace.Denied, "sync", trust.RootName.String(), fmt.Errorf("the destination has another root of trust")),
+				"it is a mirror of another origin, or an origin of its own: choose an empty directory")
+		}
+		if have.Version > root.Version {
+			return stale(trust.RootName, "the source has version %d, the destination has %d", root.Version, have.Version)
+		}
 	}
+	s.roots = append(roots, newest)
 	return nil
 }
 
 // snapshot reads all refs that are chosen, and checks that none goes back.
 func (s *syncer) snapshot(ctx context.Context) error {
 	taken := refSnapshot{}
-	for _, kind := range []string{namespace.TrustRef, namespace.TreeRef, namespace.NamespaceRef, namespace.ProfileRef, namespace.ChannelRef} {
+	// The timestamp last: what it leads to may be newer than the channels' records, but never older.
+	for _, kind := range []string{namespace.TreeRef, namespace.NamespaceRef, namespace.ProfileRef, namespace.ChannelRef, namespace.TrustRef} {
 		names, err := s.src.Refs(ctx, kind)
 		if err != nil {
 			return err
 		}
 		for _, name := range names {
 			n := namespace.RefName{Kind: kind, Name: name}
-			if n == trust.RootName || kind != namespace.TrustRef && kind != namespace.ProfileRef && s.o.Policy.Only != nil && !s.o.Policy.Only(n) {
+			chosen := n == trust.TimestampName
+			if kind != namespace.TrustRef {
+				chosen = kind == namespace.ProfileRef || s.o.Policy.Only == nil || s.o.Policy.Only(n)
+			}
+			if !chosen {
 				continue
 			}
 			if err := s.take(ctx, n); err != nil {
@@ -133,29 +154,31 @@ func (s *syncer) snapshot(ctx context.Context) error {
 
 func (s *syncer) take(ctx context.Context, n namespace.RefName) error {
 	r := syncRef{name: n}
-	var err error
-	if r.src, err = s.src.Ref(ctx, n); err != nil {
-		return err
-	}
-	if r.have, err = s.dst.Ref(ctx, n); err != nil && !namespace.IsKind(err, namespace.NotExist) {
+	if err := r.read(ctx, s.src, s.dst); err != nil {
 		return err
 	}
 	s.refs = append(s.refs, r)
 	return r.check(s.root)
 }
 
+// read reads both records.
+func (r *syncRef) read(ctx context.Context, src, dst namespace.RefReader) (err error) {
+	if r.src, err = src.Ref(ctx, r.name); err != nil {
+		return err
+	}
+	if r.have, err = dst.Ref(ctx, r.name); namespace.IsKind(err, namespace.NotExist) {
+		r.have, err = nil, nil
+	}
+	return err
+}
+
 // check says whether the source's record may follow the destination's.
 func (r syncRef) check(root *trust.Root) error {
-	if r.name.Kind == namespace.ChannelRef {
-		next, err := root.OpenPointer(r.name.Name, r.src, 0, namespace.Digest{})
-		if err != nil || r.have == nil {
-			return err
-		}
-		have, err := root.OpenPointer(r.name.Name, r.have, 0, namespace.Digest{})
-		if err == nil && (next.Seq < have.Seq || next.Seq == have.Seq && !bytes.Equal(r.src, r.have)) {
-			err = stale(r.name, "the source has seq %d, the destination has %d", next.Seq, have.Seq)
-		}
-		return err
+	switch r.name.Kind {
+	case namespace.ChannelRef:
+		return r.checkPointer()
+	case namespace.TrustRef:
+		return r.checkTimestamp(root)
 	}
 	if _, err := root.Open(r.name, r.src); err != nil || r.have == nil || bytes.Equal(r.src, r.have) {
 		return err
@@ -170,6 +193,33 @@ func (r syncRef) check(root *trust.Root) error {
 	}
 	if len(next) < len(have) || !slices.Equal(next[:len(have)], have) {
 		return stale(r.name, "the destination has %d versions, of which the source has not all", len(have))
+	}
+	return nil
+}
+
+// checkPointer compares the seqs of a channel; its signatures are verified with its history.
+func (r syncRef) checkPointer() error {
+	next, err := trust.ReadPointer(r.name.Name, r.src)
+	if err != nil || r.have == nil {
+		return err
+	}
+	have, err := trust.ReadPointer(r.name.Name, r.have)
+	if err == nil && (next.Seq < have.Seq || next.Seq == have.Seq && !bytes.Equal(r.src, r.have)) {
+		err = stale(r.name, "the source has seq %d, the destination has %d", next.Seq, have.Seq)
+	}
+	return err
+}
+
+// checkTimestamp compares the versions of timestamps. One that was signed with a key of before says
+// nothing.
+func (r syncRef) checkTimestamp(root *trust.Root) error {
+	next, err := root.OpenTimestamp(r.src)
+	if err != nil || r.have == nil {
+		return err
+	}
+	have, err := root.OpenTimestamp(r.have)
+	if err == nil && (next < have || next == have && !bytes.Equal(r.src, r.have)) {
+		return stale(r.name, "the source has version %d, the destination has %d", next, have)
 	}
 	return nil
 }
@@ -491,9 +541,19 @@ func (s *syncer) cover(ctx context.Context) error {
 	return err
 }
 
-// writeRefs writes the records that changed, channels last: snapshot took them in that order.
+// writeRefs writes the records that changed: roots and the timestamp, what they lead to being there, then
+// the catalogues, and channels last, on which followers wait.
 func (s *syncer) writeRefs(ctx context.Context) error {
-	for _, r := range s.refs {
+	first := slices.IndexFunc(s.refs, func(r syncRef) bool { return r.name == trust.TimestampName })
+	if first >= 0 {
+		s.roots = append(s.roots, s.refs[first])
+		s.refs = slices.Delete(s.refs, first, first+1)
+	}
+	return s.write(ctx, append(s.roots, s.refs...))
+}
+
+func (s *syncer) write(ctx context.Context, refs []syncRef) error {
+	for _, r := range refs {
 		if bytes.Equal(r.src, r.have) {
 			continue
 		}

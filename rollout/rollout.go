@@ -4,7 +4,7 @@
 // before, has the version staged and activated, and remembers. It knows no network, no kernel
 // and no disk layout: those are the interfaces of [Options].
 //
-// A pointer is remembered before it is acted on. A crash in between is repaired at the next
+// What to believe is [Trust]'s to say. A pointer is remembered before it is acted on. A crash in between is repaired at the next
 // start, which activates the remembered pointer; the other order could forget a seq that was
 // already shown to users, and accept its replay.
 package rollout
@@ -16,15 +16,18 @@ import (
 	"time"
 
 	"coppice.dev/coppice/namespace"
-	"coppice.dev/coppice/namespace/trust"
 )
 
-// Memory keeps the envelope of the newest accepted pointer of a channel.
-type Memory interface {
-	// Load returns the envelope saved last, nil if there is none. Kinds: Denied, Internal.
-	Load(channel string) ([]byte, error)
-	// Save keeps an envelope durably. Kinds: Limit, Denied, Internal.
-	Save(channel string, envelope []byte) error
+// Trust decides which pointer of a channel to believe, and remembers it.
+type Trust interface {
+	// Accept returns the pointer that the channel has now, having verified and durably remembered it.
+	// record is what the channel's ref shows: a hint that there is news, and nothing more. The pointer
+	// may be the one that was accepted before. Kinds: Denied, Stale, Corrupt, Invalid, Limit (what is
+	// shown is refused), NotExist, Unavailable, Canceled, Internal.
+	Accept(ctx context.Context, channel string, record []byte) (namespace.Pointer, error)
+	// Recall returns the pointer that was accepted last, false if there is none, without the origin.
+	// An Unavailable error says why the origin must be asked before anything is started.
+	Recall(ctx context.Context, channel string) (namespace.Pointer, bool, error)
 }
 
 // Activator makes the endpoint run a namespace version. Both methods are idempotent and are not
@@ -36,15 +39,17 @@ type Activator interface {
 	Activate(ctx context.Context, p namespace.Pointer) error
 }
 
-// Options configure a Follower. Reader, Root, Memory and Activator are required.
+// Options configure a Follower. Reader, Trust and Activator are required.
 type Options struct {
 	Channel   string
 	Reader    namespace.RefReader // a namespace.RefWaiter is used as one
-	Root      *trust.Root
-	Memory    Memory
+	Trust     Trust
 	Activator Activator
 	Poll      time.Duration // between polls of a source that cannot wait; default 30 s, ±10 %
-	Logger    *slog.Logger  // default: discard
+	// Check is how often Trust is asked though the ref did not change: timestamps expire, and what a
+	// publisher that died did not tell is found so. Default 5 minutes, ±10 %.
+	Check  time.Duration
+	Logger *slog.Logger // default: discard
 	// Notify, if set, is told of every change of Status. It must not block.
 	Notify func(Status)
 	// Wake, if set, says that the way to the origin may be open again: a pause after a failure, or between
@@ -65,8 +70,9 @@ type Status struct {
 type Follower struct {
 	o      Options
 	status Status
-	raw    []byte // envelope of status.Desired
-	bad    []byte // what the origin shows instead, and was refused; nil if it shows raw
+	raw    []byte    // the record of which status.Desired came
+	bad    []byte    // what the origin shows instead, and was refused; nil if it shows raw
+	check  time.Time // when Trust is asked again, whatever the record
 
 	told   string // the failure that was logged last
 	toldAt time.Time
@@ -91,6 +97,9 @@ func New(o Options) *Follower {
 	if o.Poll <= 0 {
 		o.Poll = 30 * time.Second
 	}
+	if o.Check <= 0 {
+		o.Check = 5 * time.Minute
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -105,14 +114,19 @@ func New(o Options) *Follower {
 // is remembered: somebody is tampering, and a person who starts a mount should know.
 // Kinds: NotExist, Denied, Stale, Corrupt, Unavailable, those of the activator.
 func (f *Follower) Start(ctx context.Context) error {
-	if err := f.recall(); err != nil {
-		return err
+	p, known, doubt := f.o.Trust.Recall(ctx, f.o.Channel)
+	if doubt != nil && !namespace.IsKind(doubt, namespace.Unavailable) {
+		return doubt
 	}
+	f.status.Desired = p
 	b, err := f.o.Reader.Ref(ctx, f.ref())
-	switch {
-	case err == nil:
-		err = f.accept(b)
-	case namespace.IsKind(err, namespace.Unavailable) && f.raw != nil:
+	if err == nil {
+		err = f.accept(ctx, b)
+	}
+	if namespace.IsKind(err, namespace.Unavailable) && known {
+		if doubt != nil {
+			return doubt
+		}
 		f.o.Logger.Warn("origin not reached, going on with the pointer seen last", "channel", f.o.Channel, "error", err)
 		f.note(func(s *Status) { s.Online, s.LastError = false, err.Error() })
 		err = nil
@@ -151,7 +165,7 @@ func (f *Follower) step(ctx context.Context, again bool) error {
 	if err != nil {
 		return err
 	}
-	if err := f.accept(b); err != nil {
+	if err := f.accept(ctx, b); err != nil {
 		f.bad = nil
 		switch namespace.KindOf(err) {
 		case namespace.Denied, namespace.Stale, namespace.Corrupt, namespace.Invalid:
@@ -180,6 +194,18 @@ func (f *Follower) next(ctx context.Context, again bool) ([]byte, error) {
 		}
 		return f.raw, nil
 	}
+	due, cancel := context.WithDeadline(ctx, f.check)
+	defer cancel()
+	b, err := f.look(due, have, again)
+	if due.Err() != nil && ctx.Err() == nil && (err != nil || string(b) == string(have)) {
+		return f.o.Reader.Ref(ctx, f.ref()) // time for a check
+	}
+	return b, err
+}
+
+// look waits for another record than have, as long as ctx allows; where that is a poll, and again is set, it
+// polls at once.
+func (f *Follower) look(ctx context.Context, have []byte, again bool) ([]byte, error) {
 	if w, ok := f.o.Reader.(namespace.RefWaiter); ok {
 		start := time.Now()
 		b, err := w.WaitRef(ctx, f.ref(), have)
@@ -192,35 +218,23 @@ func (f *Follower) next(ctx context.Context, again bool) ([]byte, error) {
 	if !again {
 		f.pause(ctx, jitter(f.o.Poll))
 	}
+	if ctx.Err() != nil {
+		return have, nil
+	}
 	return f.o.Reader.Ref(ctx, f.ref())
 }
 
-// recall takes up the remembered pointer. One that no longer verifies is forgotten loudly: the
-// root may have changed hands, and then its seq means nothing.
-func (f *Follower) recall() error {
-	b, err := f.o.Memory.Load(f.o.Channel)
-	if err != nil || b == nil {
-		return err
-	}
-	p, err := f.o.Root.OpenPointer(f.o.Channel, b, 0, namespace.Digest{})
-	if err != nil {
-		return namespace.WithHint(err, "the remembered pointer is damaged; remove the state of this channel to start anew")
-	}
-	f.raw, f.status.Desired = b, p
-	return nil
-}
-
-// accept verifies a record and remembers it.
-func (f *Follower) accept(b []byte) error {
-	if string(b) == string(f.raw) {
+// accept has a record verified and remembered.
+func (f *Follower) accept(ctx context.Context, b []byte) error {
+	if string(b) == string(f.raw) && time.Now().Before(f.check) {
 		return nil
 	}
-	last := f.status.Desired
-	p, err := f.o.Root.OpenPointer(f.o.Channel, b, last.Seq, last.Manifest)
-	if err != nil {
+	p, err := f.o.Trust.Accept(ctx, f.o.Channel, b)
+	if namespace.IsKind(err, namespace.Unavailable) {
 		return err
 	}
-	if err := f.o.Memory.Save(f.o.Channel, b); err != nil {
+	f.check = time.Now().Add(jitter(f.o.Check))
+	if err != nil {
 		return err
 	}
 	f.raw = b

@@ -4,51 +4,81 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"coppice.dev/coppice/namespace"
-	"coppice.dev/coppice/namespace/trust"
 	"coppice.dev/coppice/rollout"
 )
 
-// bench is an origin, a memory and an activator in one, all of which can be made to fail.
+// bench is an origin, what to believe of it and an activator in one, all of which can be made to fail.
+// Its records are "SEQ CONTENT SIGNER".
 type bench struct {
 	wake <-chan struct{}
 	t    *testing.T
-	key  trust.Key
 
 	mu       sync.Mutex
 	ref      []byte
 	down     bool
+	doubt    error
 	saved    []byte
 	fail     error
 	active   []uint64
 	reads    int
+	asked    int
 	lastSeen rollout.Status
 }
 
-func newBench(t *testing.T) *bench {
-	k, err := trust.NewKey(make([]byte, 32))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &bench{t: t, key: k}
+func newBench(t *testing.T) *bench { return &bench{t: t} }
+
+func (b *bench) set(seq uint64, content string) { b.setBy("owner", seq, content) }
+
+func (b *bench) setBy(signer string, seq uint64, content string) {
+	b.mu.Lock()
+	b.ref = fmt.Appendf(nil, "%d %s %s", seq, content, signer)
+	b.mu.Unlock()
 }
 
-func (b *bench) set(seq uint64, content string) { b.setBy(b.key, seq, content) }
-
-func (b *bench) setBy(k trust.Key, seq uint64, content string) {
-	raw, err := trust.Seal(namespace.RefName{Kind: namespace.ChannelRef, Name: "c"},
-		namespace.Pointer{Format: 1, Channel: "c", Seq: seq, Version: namespace.Version{Name: "n", N: seq}, Manifest: namespace.Sum([]byte(content))}, k)
-	if err != nil {
-		b.t.Fatal(err)
+func parse(raw []byte) (p namespace.Pointer, signer string, err error) {
+	var content string
+	if _, err := fmt.Sscanf(string(raw), "%d %s %s", &p.Seq, &content, &signer); err != nil {
+		return p, "", namespace.E(namespace.Corrupt, "read", "record", err)
 	}
+	p.Channel, p.Version, p.Manifest = "c", namespace.Version{Name: "n", N: p.Seq}, namespace.Sum([]byte(content))
+	return p, signer, nil
+}
+
+// Accept implements rollout.Trust.
+func (b *bench) Accept(_ context.Context, _ string, raw []byte) (namespace.Pointer, error) {
 	b.mu.Lock()
-	b.ref = raw
-	b.mu.Unlock()
+	defer b.mu.Unlock()
+	b.asked++
+	p, signer, err := parse(raw)
+	if err != nil {
+		return p, err
+	}
+	last, _, err := parse(b.saved)
+	switch {
+	case b.down:
+		return p, namespace.E(namespace.Unavailable, "get", "timestamp", nil)
+	case signer != "owner":
+		return p, namespace.E(namespace.Denied, "verify", "record", nil)
+	case err == nil && p.Seq < last.Seq:
+		return p, namespace.E(namespace.Stale, "verify", "record", nil)
+	}
+	b.saved = raw
+	return p, nil
+}
+
+// Recall implements rollout.Trust.
+func (b *bench) Recall(context.Context, string) (namespace.Pointer, bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p, _, err := parse(b.saved)
+	return p, err == nil, b.doubt
 }
 
 func (b *bench) do(f func()) {
@@ -68,8 +98,6 @@ func (b *bench) Ref(context.Context, namespace.RefName) ([]byte, error) {
 }
 
 func (b *bench) Refs(context.Context, string) ([]string, error) { return nil, nil }
-func (b *bench) Load(string) ([]byte, error)                    { return b.saved, nil }
-func (b *bench) Save(_ string, raw []byte) error                { b.saved = raw; return nil }
 func (b *bench) Stage(context.Context, namespace.Pointer) error { return nil }
 func (b *bench) Activate(_ context.Context, p namespace.Pointer) error {
 	b.mu.Lock()
@@ -84,15 +112,7 @@ func (b *bench) Activate(_ context.Context, p namespace.Pointer) error {
 func (b *bench) follower() *rollout.Follower { return b.followerOf(b) }
 
 func (b *bench) followerOf(reader namespace.RefReader) *rollout.Follower {
-	root, err := trust.Seal(trust.RootName, trust.NewRoot("o", b.key.Public()), b.key)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	r, err := trust.OpenRoot(root)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return rollout.New(rollout.Options{Channel: "c", Reader: reader, Root: r, Memory: b, Activator: b, Wake: b.wake,
+	return rollout.New(rollout.Options{Channel: "c", Reader: reader, Trust: b, Activator: b, Wake: b.wake,
 		Notify: func(s rollout.Status) { b.do(func() { b.lastSeen = s }) }})
 }
 
@@ -282,13 +302,12 @@ func TestFailedActivationIsTriedAgain(t *testing.T) {
 }
 
 func TestRefusesAtStart(t *testing.T) {
-	thief, _ := trust.NewKey(bytes.Repeat([]byte{9}, 32))
 	for name, c := range map[string]struct {
 		then func(b *bench)
 		kind namespace.Kind
 	}{
 		"replayed": {func(b *bench) { b.set(4, "a") }, namespace.Stale},
-		"forged":   {func(b *bench) { b.setBy(thief, 6, "x") }, namespace.Denied},
+		"forged":   {func(b *bench) { b.setBy("thief", 6, "x") }, namespace.Denied},
 		"garbage":  {func(b *bench) { b.ref = []byte("<html>") }, namespace.Corrupt},
 	} {
 		b := newBench(t)
@@ -302,4 +321,51 @@ func TestRefusesAtStart(t *testing.T) {
 		}
 		b.expect(5)
 	}
+}
+
+// What is believed is looked at again now and then, though the record stays as it is.
+func TestChecksNowAndThen(t *testing.T) {
+	for name, reader := range map[string]func(*bench) namespace.RefReader{
+		"polling": func(b *bench) namespace.RefReader { return b },
+		"waiting": func(b *bench) namespace.RefReader { return waiting{b} },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t)
+			b.set(1, "a")
+			f := b.followerOf(reader(b))
+			if err := f.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() { done <- f.Run(ctx) }()
+			time.Sleep(time.Hour)
+			b.do(func() {
+				if b.asked < 10 || b.asked > 16 {
+					t.Errorf("%s: asked %d times in an hour", name, b.asked)
+				}
+			})
+			cancel()
+			<-done
+		})
+	}
+}
+
+// A machine that may have been restored from a snapshot does not start what it remembers.
+func TestDoubtAtStart(t *testing.T) {
+	b := newBench(t)
+	b.set(1, "a")
+	if err := b.follower().Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.doubt = namespace.E(namespace.Unavailable, "start", "c", errors.New("restored"))
+	b.down = true
+	if err := b.follower().Start(t.Context()); !errors.Is(err, b.doubt) {
+		t.Errorf("without the origin: %v", err)
+	}
+	b.down = false
+	if err := b.follower().Start(t.Context()); err != nil {
+		t.Errorf("with the origin: %v", err)
+	}
+	b.expect(1, 1)
 }

@@ -17,13 +17,11 @@ import (
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/object"
 	"coppice.dev/coppice/namespace/origin"
-	"coppice.dev/coppice/namespace/trust"
-	"coppice.dev/coppice/rollout"
 )
 
 // An export is a static origin with one channel, or one fixed version, in a directory or in a tar file:
-// root of trust and signed record as this endpoint verified them, manifest, catalogs, locators and packs.
-// An import is a hydration from it, after which the record is remembered as if the origin had sent it.
+// the documents of trust as this endpoint verified them, manifest, catalogs, locators and packs.
+// An import is a hydration from it, after which the documents are taken as if the origin had sent them.
 
 // exportMarker is the file of an export that says what it is of. Nothing in it is trusted.
 const exportMarker = "export.json"
@@ -63,13 +61,11 @@ type progressOf func(done, total int64)
 
 // selected is what an export is of.
 type selected struct {
-	info    exportInfo
-	ref     namespace.RefName
-	raw     []byte // its envelope
-	root    []byte // the root's
-	version namespace.Pointer
-	view    *cache.Reader
-	close   func() error
+	info      exportInfo
+	documents *documents
+	version   namespace.Pointer
+	view      *cache.Reader
+	close     func() error
 }
 
 // export writes an export.
@@ -95,6 +91,9 @@ func (d *daemon) export(ctx context.Context, req exportRequest, progress progres
 		if err := put(ctx, namespace.Key{Class: namespace.Blob, Digest: s.version.Manifest}, object.EncodeBlob(b)); err != nil {
 			return cache.ExportReport{}, err
 		}
+		if err := s.documents.put(ctx, put); err != nil {
+			return cache.ExportReport{}, err
+		}
 		return s.view.Export(ctx, m.Root, put, progress)
 	})
 	if namespace.IsKind(err, namespace.Unavailable) {
@@ -104,45 +103,6 @@ func (d *daemon) export(ctx context.Context, req exportRequest, progress progres
 }
 
 type putFunc = func(context.Context, namespace.Key, []byte) error
-
-// selectExport finds the record of what is to be exported among those that were verified before.
-func (d *daemon) selectExport(ctx context.Context, req exportRequest) (*selected, error) {
-	s := &selected{info: exportInfo{Format: 1, Origin: req.Origin, Target: req.Target}, close: func() error { return nil }}
-	if req.Dir != "" {
-		e, err := d.find(req.Dir)
-		if err != nil {
-			return nil, err
-		}
-		s.info.Target, s.info.Origin, s.view = e.req.Target, e.req.Origin, e.view
-		return s, s.open(d.dir, filepath.Base(string(e.state)))
-	}
-	if s.view = d.cache.Reader(nowhere{}); req.Origin != "" {
-		if src, err := origin.Open(ctx, req.Origin, origin.Options{}); err == nil {
-			s.view, s.close = d.cache.Reader(src), src.Close
-		}
-	}
-	roots, err := filepath.Glob(filepath.Join(d.dir, "state", "*"))
-	if err != nil {
-		return nil, disk.Error("list", d.dir, err)
-	}
-	var found []string
-	for _, dir := range roots {
-		if n, err := targetRef(s.info.Target); err != nil {
-			return nil, err
-		} else if b, err := stateDir(dir).read(n.String()); err == nil && b != nil {
-			found = append(found, filepath.Base(dir))
-		}
-	}
-	switch len(found) {
-	case 1:
-		return s, s.open(d.dir, found[0])
-	case 0:
-		return nil, namespace.WithHint(namespace.E(namespace.NotExist, "export", s.info.Target, errors.New("this cache has no verified record of it")),
-			"mount it once, or name the directory of a mount")
-	}
-	return nil, namespace.WithHint(namespace.E(namespace.Invalid, "export", s.info.Target, fmt.Errorf("%d origins have one of this name", len(found))),
-		"name the directory of a mount")
-}
 
 // targetRef returns the ref that a mount's target is read from.
 func targetRef(target string) (namespace.RefName, error) {
@@ -155,46 +115,6 @@ func targetRef(target string) (namespace.RefName, error) {
 		n = namespace.RefName{Kind: namespace.NamespaceRef, Name: v.Name}
 	}
 	return n, n.Check()
-}
-
-// open reads and verifies the record as it is remembered of the origin id.
-func (s *selected) open(cacheDir, id string) error {
-	var err error
-	if s.ref, err = targetRef(s.info.Target); err != nil {
-		return err
-	}
-	var root *trust.Root
-	pins, _ := filepath.Glob(filepath.Join(cacheDir, "trust", "*.json"))
-	for _, pin := range pins {
-		b, err := os.ReadFile(pin)
-		if err != nil {
-			continue
-		}
-		if r, err := trust.OpenRoot(b); err == nil && r.ID == id {
-			root, s.root = r, b
-		}
-	}
-	if root == nil {
-		return namespace.E(namespace.NotExist, "export", s.info.Target, fmt.Errorf("no root of trust of the origin %s is pinned here", id))
-	}
-	if s.raw, err = stateDir(filepath.Join(cacheDir, "state", id)).read(s.ref.String()); err != nil || s.raw == nil {
-		return errors.Join(err, namespace.E(namespace.NotExist, "export", s.info.Target, errors.New("this cache has no verified record of it")))
-	}
-	s.version, err = recordVersion(root, s.info.Target, s.ref, s.raw)
-	return err
-}
-
-// recordVersion verifies a record and returns which version it means.
-func recordVersion(root *trust.Root, target string, n namespace.RefName, raw []byte) (namespace.Pointer, error) {
-	if n.Kind == namespace.ChannelRef {
-		return root.OpenPointer(n.Name, raw, 0, namespace.Digest{})
-	}
-	v, err := namespace.ParseVersion(target)
-	if err != nil {
-		return namespace.Pointer{}, err
-	}
-	nv, v, err := trust.Refs{Reader: oneRef(raw), Root: root}.ResolveNamespace(context.Background(), v)
-	return namespace.Pointer{Version: v, Manifest: nv.Manifest, Issued: nv.Created}, err
 }
 
 // toDir writes an export into a directory, or goes on with one that was interrupted.
@@ -221,16 +141,13 @@ func (s *selected) toDir(ctx context.Context, dest string, content func(putFunc)
 	if rep, err = content(o.Put); err != nil {
 		return rep, err
 	}
-	for _, r := range []struct {
-		n namespace.RefName
-		b []byte
-	}{{trust.RootName, s.root}, {s.ref, s.raw}} { // what names the rest comes last
-		have, err := o.Ref(ctx, r.n)
+	for _, n := range s.documents.order {
+		have, err := o.Ref(ctx, n)
 		if err != nil && !namespace.IsKind(err, namespace.NotExist) {
 			return rep, err
 		}
-		if string(have) != string(r.b) {
-			if err := o.SwapRef(ctx, r.n, have, r.b); err != nil {
+		if next := s.documents.refs[n]; string(have) != string(next) {
+			if err := o.SwapRef(ctx, n, have, next); err != nil {
 				return rep, err
 			}
 		}
@@ -259,13 +176,12 @@ func (s *selected) toTar(_ context.Context, dest string, content func(putFunc) (
 	if rep, err = content(w.Put); err != nil {
 		return rep, err
 	}
-	err = w.PutRef(trust.RootName, s.root)
-	if err == nil {
-		err = w.PutRef(s.ref, s.raw)
+	for _, n := range s.documents.order {
+		if err := w.PutRef(n, s.documents.refs[n]); err != nil {
+			return rep, err
+		}
 	}
-	if err == nil {
-		err = w.Close()
-	}
+	err = w.Close()
 	if err == nil {
 		err = f.Commit()
 	}
@@ -315,122 +231,6 @@ func openExport(path string) (src namespace.Source, closer io.Closer, info expor
 		return nil, nil, info, namespace.E(namespace.Corrupt, "open export", path, err)
 	}
 	return src, closer, info, nil
-}
-
-// imports hydrates the cache from an export: content first, and when that is complete and durable, the
-// record, if it is not older than what is remembered.
-func (d *daemon) imports(ctx context.Context, req importRequest, progress progressOf) (archiveReply, error) {
-	src, closer, info, err := openExport(req.Source)
-	if err != nil {
-		return archiveReply{}, err
-	}
-	defer closer.Close()
-	loc := req.Origin
-	if loc == "" {
-		loc = info.Origin
-	}
-	if loc == "" {
-		return archiveReply{}, namespace.WithHint(usage("the export does not say which origin it is of"), "name it with --origin")
-	}
-	n, err := targetRef(info.Target)
-	if err != nil {
-		return archiveReply{}, err
-	}
-	root, _, pinned, err := d.trustOrigin(ctx, src, mountRequest{Origin: loc, Trust: req.Trust})
-	if err != nil {
-		return archiveReply{}, err
-	}
-	state := stateDir(filepath.Join(d.dir, "state", root.ID))
-	view := d.cache.Reader(src)
-	hydrate := func(ctx context.Context, p namespace.Pointer) error {
-		b, err := view.Blob(ctx, p.Manifest, namespace.ManifestBytesMax)
-		if err != nil {
-			return err
-		}
-		m, err := readManifest(b, p.Manifest)
-		if err != nil {
-			return err
-		}
-		return view.Hydrate(ctx, m.Root, progress)
-	}
-	var p namespace.Pointer
-	if n.Kind == namespace.ChannelRef {
-		p, err = importChannel(ctx, src, root, state, n.Name, hydrate)
-	} else {
-		p, err = importVersion(ctx, src, root, state, info.Target, hydrate)
-	}
-	return archiveReply{Path: req.Source, Target: info.Target, Version: p.Version.String(), Origin: loc, Pinned: pinned}, err
-}
-
-// importChannel takes a channel's pointer as a follower would, but remembers it when the content is here.
-func importChannel(ctx context.Context, src namespace.RefReader, root *trust.Root, state stateDir, channel string,
-	hydrate func(context.Context, namespace.Pointer) error) (namespace.Pointer, error) {
-	held := &heldMemory{Memory: state}
-	im := &importer{hydrate: hydrate}
-	f := rollout.New(rollout.Options{Channel: channel, Reader: src, Root: root, Memory: held, Activator: im})
-	if err := f.Start(ctx); err != nil {
-		return namespace.Pointer{}, err
-	}
-	return im.p, held.flush(channel)
-}
-
-// heldMemory is a follower's memory that keeps what is saved to itself until it is flushed.
-type heldMemory struct {
-	rollout.Memory
-	held []byte
-}
-
-// Save implements rollout.Memory.
-func (m *heldMemory) Save(_ string, envelope []byte) error { m.held = envelope; return nil }
-
-func (m *heldMemory) flush(channel string) error {
-	if m.held == nil {
-		return nil
-	}
-	return m.Memory.Save(channel, m.held)
-}
-
-// importer is the activator of an import: it has the content fetched.
-type importer struct {
-	hydrate func(context.Context, namespace.Pointer) error
-	p       namespace.Pointer
-}
-
-// Stage implements rollout.Activator.
-func (i *importer) Stage(ctx context.Context, p namespace.Pointer) error { return i.hydrate(ctx, p) }
-
-// Activate implements rollout.Activator.
-func (i *importer) Activate(_ context.Context, p namespace.Pointer) error { i.p = p; return nil }
-
-// importVersion takes a fixed version. The record of its namespace is remembered unless a newer one is.
-func importVersion(ctx context.Context, src namespace.RefReader, root *trust.Root, state stateDir, target string,
-	hydrate func(context.Context, namespace.Pointer) error) (namespace.Pointer, error) {
-	n, err := targetRef(target)
-	if err != nil {
-		return namespace.Pointer{}, err
-	}
-	raw, err := src.Ref(ctx, n)
-	if err != nil {
-		return namespace.Pointer{}, err
-	}
-	p, err := recordVersion(root, target, n, raw)
-	if err != nil {
-		return p, err
-	}
-	if err := hydrate(ctx, p); err != nil {
-		return p, err
-	}
-	kept, err := state.read(n.String())
-	if err != nil {
-		return p, err
-	}
-	if kept != nil {
-		var have, next namespace.Namespace
-		if root.OpenRecord(n, kept, &have) == nil && root.OpenRecord(n, raw, &next) == nil && len(next.Versions) < len(have.Versions) {
-			return p, nil
-		}
-	}
-	return p, state.write(n.String(), raw)
 }
 
 // archiveUpdate is a line of the reply to an export or import: progress, then the end.

@@ -89,9 +89,10 @@ func (a *app) cacheImport() *cobra.Command {
 		Use:   "import FILE|DIR",
 		Short: "Fill the cache from what `cache export` wrote",
 		Long: `Reads an export into the cache, so that what it holds can be mounted without a network. Everything is
-verified as from the network: content by digest, the record by the root of trust that is pinned
-for the origin, or given with --trust; an older record than the one seen last is refused. At first
-contact the root in the export is pinned. --origin names the origin as mounts will, if not as the
+verified as from the network: content by digest, the documents by the root of trust that is pinned
+for the origin, or given with --trust; older ones than those seen last are refused, and so are some
+whose timestamp has expired: import within that time (a week, unless the origin's policy says else).
+What was imported goes on after that. At first contact the root in the export is pinned. --origin names the origin as mounts will, if not as the
 export says. An interrupted import goes on where it ended.`,
 		Example: "  coppice cache import /media/usb/desk.tar\n  coppice cache import /media/usb/desk --trust root.json",
 		Args:    exact(1),

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -16,7 +16,6 @@ import (
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/namespace"
-	"coppice.dev/coppice/namespace/trust"
 )
 
 // The care of a cache works while its daemon runs, through the daemon, and when none does.
@@ -78,35 +77,10 @@ func (d *daemon) keep() cache.Keep {
 	return k
 }
 
-// remembered returns the manifests that verified records name: of a channel the newest, of a namespace all.
+// remembered returns the manifests that what is kept of origins names.
 func (d *daemon) remembered() (all []namespace.Digest) {
-	pins, _ := filepath.Glob(filepath.Join(d.dir, "trust", "*.json"))
-	for _, pin := range pins {
-		b, err := os.ReadFile(pin)
-		if err != nil {
-			continue
-		}
-		root, err := trust.OpenRoot(b)
-		if err != nil {
-			continue
-		}
-		state := stateDir(filepath.Join(d.dir, "state", root.ID))
-		for _, n := range state.refs() {
-			raw, err := state.read(n.String())
-			if err != nil || raw == nil {
-				continue
-			}
-			var ns namespace.Namespace
-			if n.Kind == namespace.ChannelRef {
-				if p, err := root.OpenPointer(n.Name, raw, 0, namespace.Digest{}); err == nil {
-					all = append(all, p.Manifest)
-				}
-			} else if root.OpenRecord(n, raw, &ns) == nil {
-				for _, v := range ns.Versions {
-					all = append(all, v.Manifest)
-				}
-			}
-		}
+	for _, dir := range d.trustDirs() {
+		all = append(all, fileKeeper(dir).remembered()...)
 	}
 	return all
 }
@@ -149,7 +123,7 @@ func tryCache(o cache.Options, ask func(*daemonClient) error, work func(*daemon)
 	if err != nil {
 		return err
 	}
-	err = work(&daemon{dir: o.Dir, cache: c})
+	err = work(&daemon{dir: o.Dir, cache: c, log: slog.New(slog.DiscardHandler), trusts: map[string]*trustKeeper{}})
 	if cerr := c.Close(); err == nil {
 		err = cerr
 	}

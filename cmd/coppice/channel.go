@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -107,7 +109,7 @@ func (a *app) channelList() *cobra.Command {
 			}
 			all := []namespace.Pointer{}
 			for _, name := range names {
-				p, _, err := r.refs.Pointer(c.Context(), name)
+				p, err := r.refs.Pointer(c.Context(), name)
 				if err != nil {
 					return err
 				}
@@ -121,8 +123,11 @@ func (a *app) channelList() *cobra.Command {
 func (a *app) channelLog() *cobra.Command {
 	var limit int
 	c := &cobra.Command{
-		Use:     "log CHANNEL",
-		Short:   "Show what a channel pointed at, newest first",
+		Use:   "log CHANNEL",
+		Short: "Show what a channel pointed at, newest first, and who signed it",
+		Long: `Shows the pointers of a channel, newest first: when each was signed, by whom and why. With --json
+every signature is listed, with its note and whether it was verified with a key that counts today;
+those of older pointers are vouched for by the digest that the next pointer has of them.`,
 		Example: "  coppice channel log desktop/stable -n 10",
 		Args:    exact(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -130,16 +135,15 @@ func (a *app) channelLog() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			all := []namespace.Pointer{}
-			p := trust.Publisher{Refs: r.refs, Blobs: r}
-			err = p.History(c.Context(), args[0], func(ptr namespace.Pointer) bool {
-				all = append(all, ptr)
+			all := []trust.Entry{}
+			err = r.refs.Log(c.Context(), args[0], func(e trust.Entry) bool {
+				all = append(all, e)
 				return limit <= 0 || len(all) < limit
 			})
 			if err != nil {
 				return err
 			}
-			return a.result(all, func(w io.Writer) { table(w, "CHANNEL SEQ VERSION ISSUED REASON", pointerRows(all)) })
+			return a.result(all, func(w io.Writer) { table(w, "CHANNEL SEQ VERSION ISSUED SIGNED REASON", logRows(all)) })
 		},
 	}
 	c.Flags().IntVarP(&limit, "number", "n", 0, "show at most `N`; 0 shows all")
@@ -150,6 +154,18 @@ func pointerRows(all []namespace.Pointer) [][]string {
 	var rows [][]string
 	for _, p := range all {
 		rows = append(rows, []string{p.Channel, strconv.FormatUint(p.Seq, 10), p.Version.String(), when(p.Issued), p.Reason})
+	}
+	return rows
+}
+
+func logRows(all []trust.Entry) [][]string {
+	var rows [][]string
+	for _, e := range all {
+		var by []string
+		for _, s := range e.Signed {
+			by = append(by, cmp.Or(s.By, s.KeyID[:min(16, len(s.KeyID))]))
+		}
+		rows = append(rows, []string{e.Channel, strconv.FormatUint(e.Seq, 10), e.Version.String(), when(e.Issued), strings.Join(by, ","), e.Reason})
 	}
 	return rows
 }

@@ -19,6 +19,7 @@ import (
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/origin"
+	"coppice.dev/coppice/namespace/trust"
 	"coppice.dev/coppice/rollout/identity"
 )
 
@@ -46,6 +47,10 @@ type mountRequest struct {
 	Origins []string        `json:"origins,omitempty"` // all of them, in order; Origin is the first
 	Proxies *origin.Proxies `json:"proxies,omitempty"`
 	Links   linkRules       `json:"links"`
+
+	Check time.Duration `json:"check,omitempty"` // of the timestamp
+	Lease time.Duration `json:"lease,omitempty"` // 0: as the origin's policy says
+	Then  trust.Then    `json:"then,omitempty"`
 }
 
 // sources returns where a mount reads from.

@@ -29,10 +29,11 @@ type daemon struct {
 	watcher *netwatch.Watcher
 
 	mu      sync.Mutex
-	mounts  map[string]*endpoint  // by directory
-	records map[string]*recording // under way, by the directory of their mount
-	leaving int                   // endpoints out of the name space that processes still use
-	busy    int                   // mount requests under way
+	mounts  map[string]*endpoint    // by directory
+	records map[string]*recording   // under way, by the directory of their mount
+	trusts  map[string]*trustKeeper // by their directory
+	leaving int                     // endpoints out of the name space that processes still use
+	busy    int                     // mount requests under way
 	ending  bool
 }
 
@@ -44,11 +45,21 @@ const leaveWithin = time.Second
 const lingerEmpty = 10 * time.Second
 
 func newDaemon(dir string, c *cache.Cache, log *slog.Logger, stop context.CancelFunc) *daemon {
-	d := &daemon{dir: dir, cache: c, log: log, stop: stop, reg: prometheus.NewRegistry(), mounts: map[string]*endpoint{},
+	d := &daemon{dir: dir, cache: c, log: log, stop: stop, reg: prometheus.NewRegistry(), mounts: map[string]*endpoint{}, trusts: map[string]*trustKeeper{},
 		records: map[string]*recording{}, watcher: netwatch.New(netwatch.Options{Logger: log})}
 	d.reg.MustRegister(c.Collector())
 	time.AfterFunc(lingerEmpty, d.endIfEmpty)
 	return d
+}
+
+// announce tells all keepers that this virtual machine was restored or copied.
+func (d *daemon) announce() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.log.Warn("the kernel says that this virtual machine was restored or copied: origins are asked before anything is started")
+	for _, k := range d.trusts {
+		go k.announce() // it may be waiting for its origin
+	}
 }
 
 // endIfEmpty ends the daemon unless it has, or is making, a mount.

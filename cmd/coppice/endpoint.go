@@ -2,12 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,7 +16,6 @@ import (
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/fusefs"
-	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/origin"
 	"coppice.dev/coppice/namespace/trust"
@@ -33,10 +28,9 @@ import (
 type endpoint struct {
 	req    mountRequest
 	log    *slog.Logger
-	state  stateDir
+	trust  endpointTrust
 	source *origin.Sources
 	link   *linkKeeper
-	refs   trust.Refs
 	view   *cache.Reader
 	cache  *cache.Cache
 	server *fusefs.Server
@@ -48,6 +42,10 @@ type endpoint struct {
 	work     sync.WaitGroup
 	done     chan struct{} // closed when all is over
 	resumed  bool          // an older version is shown until the first one is staged; used by one goroutine at a time
+
+	swap        sync.Mutex // held while what is shown changes
+	leaseOver   bool
+	quarantined bool
 
 	mu       sync.Mutex
 	status   rollout.Status
@@ -73,7 +71,7 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 		return nil, "", err
 	}
 	e.server, err = fusefs.Mount(ctx, fusefs.Options{
-		Dir: req.Dir, Source: e.view, RunDir: filepath.Join(req.RunDir, "fuse"), Name: req.Target,
+		Dir: req.Dir, Source: quarantineView{e.view}, RunDir: filepath.Join(req.RunDir, "fuse"), Name: req.Target,
 		AllowSuid: req.AllowSuid, AllowDev: req.AllowDev, DenyExec: req.DenyExec, Logger: e.log, ReadAheadKB: readAheadCold,
 	})
 	if err != nil {
@@ -96,18 +94,21 @@ func (d *daemon) openEndpoint(ctx context.Context, req mountRequest) (e *endpoin
 func (d *daemon) openSource(ctx context.Context, req mountRequest) (*endpoint, string, error) {
 	var pinnedKey atomic.Value
 	known := knownServers(d.dir, func(host string, pin identity.Pin) { pinnedKey.Store(host + ": pinned its key " + pin.String()) })
-	src, link, err := d.openSources(ctx, req, known)
+	keep, err := d.trustOf(req.sources())
 	if err != nil {
 		return nil, "", err
 	}
-	root, presented, pinned, err := d.trustOrigin(ctx, src, req)
+	src, link, err := d.openSources(ctx, req, keep, known)
+	if err != nil {
+		return nil, "", err
+	}
+	_, pinned, err := keep.pin(ctx, src, req.Trust)
 	if err != nil {
 		return nil, "", errors.Join(err, src.Close())
 	}
-	src.Trust(believes(root, presented))
+	src.Trust(keep.believes)
 	e := &endpoint{req: req, log: d.log.With("dir", req.Dir), done: make(chan struct{}), source: src, link: link, cache: d.cache,
-		state: stateDir(filepath.Join(d.dir, "state", root.ID)),
-		refs:  trust.Refs{Reader: src, Root: root}, view: d.cache.Reader(src)}
+		trust: endpointTrust{keep, trust.OriginDocuments(src, sourceBlobs{src})}, view: d.cache.Reader(src)}
 	e.key, _ = pinnedKey.Load().(string)
 	e.view.SetWatch(link)
 	e.ctx, e.cancel = context.WithCancel(context.Background())
@@ -139,12 +140,12 @@ func (e *endpoint) start(ctx context.Context) error {
 		return e.Activate(ctx, p)
 	}
 	n := namespace.RefName{Kind: namespace.ChannelRef, Name: e.req.Target}
-	if kept, err := e.state.read(n.String()); err == nil && kept != nil {
+	if kept, err := e.trust.keep.files().Load(n.String()); err == nil && kept != nil {
 		e.source.Seen(n, kept)
 	}
 	e.follower = rollout.New(rollout.Options{
-		Channel: e.req.Target, Reader: e.refs.Reader, Root: e.refs.Root, Memory: e.state,
-		Activator: e, Poll: e.req.Poll, Logger: e.log, Wake: e.link.wake,
+		Channel: e.req.Target, Reader: e.source, Trust: e.trust,
+		Activator: e, Check: e.req.Check, Poll: e.req.Poll, Logger: e.log, Wake: e.link.wake,
 		Notify: func(s rollout.Status) {
 			e.mu.Lock()
 			if s.Active.Manifest.IsZero() { // the follower knows nothing of what resume showed
@@ -199,39 +200,18 @@ func (e *endpoint) resume(ctx context.Context) error {
 	return nil
 }
 
-// fixed resolves a namespace version, from the origin or, if that is out of reach, from what was
-// verified before.
+// fixed resolves a namespace version that somebody vouches for, and notes that it was used here.
 func (e *endpoint) fixed(ctx context.Context, v namespace.Version) (namespace.Pointer, error) {
-	n := namespace.RefName{Kind: namespace.NamespaceRef, Name: v.Name}
-	raw, err := e.refs.Reader.Ref(ctx, n)
-	if namespace.IsKind(err, namespace.Unavailable) {
-		if kept, lerr := e.state.read(n.String()); lerr == nil && kept != nil {
-			raw, err = kept, nil
-		}
-	}
+	one, err := e.trust.vouched(ctx, v)
 	if err != nil {
 		return namespace.Pointer{}, err
 	}
-	kept := trust.Refs{Reader: oneRef(raw), Root: e.refs.Root}
-	nv, v, err := kept.ResolveNamespace(ctx, v)
-	if err != nil {
-		return namespace.Pointer{}, err
-	}
-	p := namespace.Pointer{Version: v, Manifest: nv.Manifest, Issued: nv.Created}
+	p := namespace.Pointer{Version: one.Version, Manifest: one.Manifest}
 	e.mu.Lock()
 	e.status.Desired = p
 	e.mu.Unlock()
-	return p, e.state.write(n.String(), raw)
+	return p, e.trust.keep.use(one)
 }
-
-// oneRef is a RefReader of a single record.
-type oneRef []byte
-
-// Ref implements namespace.RefReader.
-func (r oneRef) Ref(context.Context, namespace.RefName) ([]byte, error) { return r, nil }
-
-// Refs implements namespace.RefReader.
-func (r oneRef) Refs(context.Context, string) ([]string, error) { return nil, nil }
 
 // Stage implements rollout.Activator: the manifest and all catalogs are fetched, so that the swap
 // waits for no network and the new version can be listed offline at once, and the content that --stage
@@ -275,7 +255,12 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := e.server.Activate(ctx, m.Root, p.Version.String()); err != nil {
+	e.swap.Lock()
+	if err = e.show(ctx, p); err == nil {
+		e.quarantined = false
+	}
+	e.swap.Unlock()
+	if err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -294,6 +279,15 @@ func (e *endpoint) Activate(ctx context.Context, p namespace.Pointer) error {
 		}, g.Version)
 	}
 	return nil
+}
+
+// show makes the mount show a version.
+func (e *endpoint) show(ctx context.Context, p namespace.Pointer) error {
+	m, err := e.manifest(ctx, p.Manifest)
+	if err == nil {
+		_, err = e.server.Activate(ctx, m.Root, p.Version.String())
+	}
+	return err
 }
 
 // background fetches ahead while the mount is in use and the link is for it. Meanwhile, and if it fails,
@@ -333,6 +327,7 @@ func (e *endpoint) run() {
 		e.work.Go(func() { _ = e.follower.Run(e.ctx) }) // ends with ctx, and only then
 	}
 	e.work.Go(e.healMisses)
+	e.work.Go(e.mindLease)
 	e.server.Wait()
 	e.cancel()
 	e.work.Wait()
@@ -371,97 +366,3 @@ func (e *endpoint) collectors() []prometheus.Collector {
 		})
 	return []prometheus.Collector{e.server.Collector(), e.source, online}
 }
-
-// trustOrigin returns the origin's root of trust, and its record: the one given with the request, or pinned for
-// the origin before, or, at first contact, the one it presents, which is pinned then.
-func (d *daemon) trustOrigin(ctx context.Context, src namespace.RefReader, req mountRequest) (r *trust.Root, record []byte, news string, err error) {
-	pin, pinned, err := d.findPin(req.sources())
-	if err != nil {
-		return nil, nil, "", err
-	}
-	if req.Trust != nil {
-		pinned = req.Trust
-	}
-	root, presented, err := trust.FetchRoot(ctx, src)
-	if namespace.IsKind(err, namespace.Unavailable) && pinned != nil {
-		root, err = trust.OpenRoot(pinned)
-		return root, pinned, "", err
-	}
-	if err != nil {
-		return nil, nil, "", err
-	}
-	if pinned != nil {
-		if err := trust.CheckPin(pinned, presented); err != nil {
-			return nil, nil, "", namespace.WithHint(err, "if the origin was made anew on purpose, remove "+pin)
-		}
-	}
-	if pinned == nil {
-		news = root.ID
-	}
-	return root, presented, news, disk.Replace(pin, presented, 0o600)
-}
-
-// findPin returns what was pinned for the first of several sources that has been met before, so that
-// another order of them is no first contact; and the file for it, or for the preferred one.
-func (d *daemon) findPin(locations []string) (file string, pinned []byte, err error) {
-	for i, loc := range locations {
-		sum := sha256.Sum256([]byte(loc))
-		pin := filepath.Join(d.dir, "trust", hex.EncodeToString(sum[:8])+".json")
-		b, err := os.ReadFile(pin)
-		if err == nil {
-			return pin, b, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return "", nil, disk.Error("read", pin, err)
-		}
-		if i == 0 {
-			file = pin
-		}
-	}
-	return file, nil, nil
-}
-
-// stateDir remembers what was accepted from one origin: envelopes, by ref. It implements
-// rollout.Memory.
-type stateDir string
-
-// Load implements rollout.Memory.
-func (s stateDir) Load(channel string) ([]byte, error) {
-	return s.read(namespace.ChannelRef + "/" + channel)
-}
-
-// Save implements rollout.Memory.
-func (s stateDir) Save(channel string, envelope []byte) error {
-	return s.write(namespace.ChannelRef+"/"+channel, envelope)
-}
-
-// path escapes a ref's name into one file name.
-func (s stateDir) path(name string) string {
-	return filepath.Join(string(s), url.PathEscape(name)+".json")
-}
-
-func (s stateDir) read(name string) ([]byte, error) {
-	b, err := os.ReadFile(s.path(name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, disk.Error("read", s.path(name), err)
-	}
-	return b, nil
-}
-
-// refs returns the names of all refs that are remembered.
-func (s stateDir) refs() (all []namespace.RefName) {
-	files, _ := filepath.Glob(filepath.Join(string(s), "*.json"))
-	for _, f := range files {
-		name, err := url.PathUnescape(strings.TrimSuffix(filepath.Base(f), ".json"))
-		kind, rest, ok := strings.Cut(name, "/")
-		if n := (namespace.RefName{Kind: kind, Name: rest}); err == nil && ok && n.Check() == nil {
-			all = append(all, n)
-		}
-	}
-	return all
-}
-
-func (s stateDir) write(name string, b []byte) error { return disk.Replace(s.path(name), b, 0o600) }

@@ -15,6 +15,7 @@ import (
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/trust"
 	"coppice.dev/coppice/rollout/identity"
 )
 
@@ -131,26 +132,19 @@ func (e *endpoint) pointer(ctx context.Context) (namespace.Pointer, error) {
 		}
 		return e.fixed(ctx, v)
 	}
-	var last namespace.Pointer
-	kept, err := e.state.Load(e.req.Target)
-	if err == nil && kept != nil {
-		last, err = e.refs.Root.OpenPointer(e.req.Target, kept, 0, namespace.Digest{})
+	b, err := e.source.Ref(ctx, namespace.RefName{Kind: namespace.ChannelRef, Name: e.req.Target})
+	var p namespace.Pointer
+	if err == nil {
+		p, err = e.trust.Accept(ctx, e.req.Target, b)
 	}
-	if err != nil {
-		return last, err
+	if !namespace.IsKind(err, namespace.Unavailable) {
+		return p, err
 	}
-	b, err := e.refs.Reader.Ref(ctx, namespace.RefName{Kind: namespace.ChannelRef, Name: e.req.Target})
-	if namespace.IsKind(err, namespace.Unavailable) && kept != nil {
-		return last, nil
+	last, known, rerr := e.trust.Recall(ctx, e.req.Target)
+	if rerr != nil || !known {
+		return p, errors.Join(err, rerr)
 	}
-	if err != nil {
-		return last, err
-	}
-	p, err := e.refs.Root.OpenPointer(e.req.Target, b, last.Seq, last.Manifest)
-	if err == nil && p.Seq != last.Seq {
-		err = e.state.Save(e.req.Target, b)
-	}
-	return p, err
+	return last, nil
 }
 
 // subject finds what a request names: the endpoint, a mounted one if there is one, and the generation.
@@ -447,11 +441,14 @@ func (e *endpoint) unlessSuperseded(ctx context.Context, p namespace.Pointer, fn
 				return
 			case <-tick.C:
 			}
-			b, err := e.refs.Reader.Ref(inner, namespace.RefName{Kind: namespace.ChannelRef, Name: e.req.Target})
+			b, err := e.source.Ref(inner, namespace.RefName{Kind: namespace.ChannelRef, Name: e.req.Target})
 			if err != nil {
 				continue
 			}
-			if now, err := e.refs.Root.OpenPointer(e.req.Target, b, p.Seq, p.Manifest); err == nil && now.Manifest != p.Manifest {
+			if shown, err := trust.ReadPointer(e.req.Target, b); err != nil || shown.Seq == p.Seq {
+				continue // nothing new, or nothing to be believed
+			}
+			if now, err := e.trust.Accept(inner, e.req.Target, b); err == nil && now.Manifest != p.Manifest {
 				cancel(errSuperseded)
 				return
 			}

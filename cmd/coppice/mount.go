@@ -18,12 +18,13 @@ import (
 	"coppice.dev/coppice/internal/disk"
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/origin"
+	"coppice.dev/coppice/namespace/trust"
 )
 
 type mountFlags struct {
 	foreground, suid, dev, noExec, hydrate, noAhead bool
-	poll                                            time.Duration
-	quota, trust, stage                             string
+	poll, check, lease                              time.Duration
+	quota, trust, then, stage                       string
 	links, class, proxy                             string
 	lower                                           []string
 }
@@ -43,7 +44,9 @@ answers is asked, and the others when it fails or is slow. Without a network wha
 and the rest fails at once; coppice cache misses lists it. What a link is used for, by its class (lan,
 vpn, internet, metered), is said by --links.
 
-At first contact with an origin its root of trust is pinned; another one is refused ever after.
+At first contact with an origin its root of trust is pinned; another one is refused ever after, unless
+the pinned one's keys signed it. When the origin's timestamp has expired nothing new is accepted and
+what is mounted stays; when the lease is over the mount does what the policy says.
 Setuid bits and devices have no effect unless --suid and --dev are given; with --no-exec no program of
 the tree can be executed.
 
@@ -62,6 +65,9 @@ DIR becomes a symbolic link into a mount made by fusermount3, replaced atomicall
 	fl.BoolVar(&f.hydrate, "hydrate", false, "fetch all content in the background")
 	fl.BoolVar(&f.noAhead, "no-prefetch", false, "do not fetch the namespace's profiles ahead")
 	fl.DurationVar(&f.poll, "poll", 30*time.Second, "`INTERVAL` of asking a static server for a new pointer")
+	fl.DurationVar(&f.check, "check", 5*time.Minute, "`INTERVAL` of looking at the origin's timestamp")
+	fl.DurationVar(&f.lease, "lease", 0, "how `LONG` to run without a fresh timestamp (default: what the origin's policy says)")
+	fl.StringVar(&f.then, "lease-then", "", "what to do after that: warn, report or quarantine (default: the policy's)")
 	fl.StringVar(&f.quota, "quota", "", "bound of the cache in `BYTES` (20G, 512M), from now on")
 	fl.StringVar(&f.stage, "stage", stagePinned, "`WHAT` of a new version is fetched before it is shown: all, pinned (what is pinned or was hydrated) or metadata")
 	fl.StringArrayVar(&f.lower, "cache-lower", nil, "`DIR` of another cache, only read, to look in before the network, when this starts the daemon; repeatable")
@@ -173,7 +179,11 @@ func (a *app) mountRequest(target, dir string, f mountFlags) (req mountRequest, 
 		return req, "", err
 	}
 	req = mountRequest{Target: target, Dir: abs, Origin: locs[0], Poll: f.poll, AllowSuid: f.suid, AllowDev: f.dev, DenyExec: f.noExec,
-		Hydrate: f.hydrate, NoAhead: f.noAhead, Stage: f.stage, RunDir: runDir(), Transport: transport, Origins: locs, Proxies: &proxies, Links: links}
+		Hydrate: f.hydrate, NoAhead: f.noAhead, Stage: f.stage, RunDir: runDir(), Transport: transport, Origins: locs, Proxies: &proxies, Links: links,
+		Check: f.check, Lease: f.lease, Then: trust.Then(f.then)}
+	if t := req.Then; t != "" && t != trust.Warn && t != trust.Report && t != trust.Quarantine {
+		return req, "", usage("--lease-then %q: want warn, report or quarantine", t)
+	}
 	if req.Quota, err = parseSize(f.quota); err != nil {
 		return req, "", err
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) namespaceCommand() *cobra.Command {
-	return group("namespace", "Compose trees into namespace versions", a.namespacePublish(), a.namespaceList(), a.namespaceShow())
+	return group("namespace", "Compose trees into namespace versions", a.namespacePublish(), a.namespaceVouch(), a.namespaceList(), a.namespaceShow())
 }
 
 func (a *app) namespacePublish() *cobra.Command {
@@ -123,6 +123,9 @@ func (a *app) publishNamespace(ctx context.Context, name, file, comment string, 
 		return err
 	}
 	laid := a.layOutNewest(ctx, w, p, builder.LayoutTarget{Version: v, Root: root})
+	if !p.CanVouch() && !a.quiet {
+		a.note("nobody vouches for %v yet: no channel can name it before `coppice namespace vouch`, or a request that the vouching keys signed", v)
+	}
 	if changes != nil && changes.String() != "" && !a.quiet {
 		a.note("packages since %v: %v", changes.Since, changes)
 	}

@@ -24,7 +24,7 @@ import (
 // serveFlags are the flags of origin serve.
 type serveFlags struct {
 	listen, cert, key, require string
-	tls, enrol                 bool
+	tls, enrol, refresh        bool
 	rate                       float64
 }
 
@@ -48,11 +48,15 @@ stays open. With --enrol endpoints with an invitation are enrolled here. Both ne
 loopback address. Who is let in is in the directory "access" of the keys directory (see "coppice
 access"), and so is the trail of who was let in and who was not, audit.log.
 
+With --refresh it also signs the timestamp anew, four times in its life, with the online key in
+--keys; else ` + "`origin refresh`" + ` does that from cron.
+
 Every client is bounded: requests in a second, connections, size and time of headers, and the time
 it takes to read an answer.`,
 		Example: `  coppice origin serve /srv/origin --listen :8080
   coppice origin serve /srv/origin --listen :8443 --tls --require endpoint --enrol
-  coppice origin serve /srv/origin --listen :443 --tls-cert /etc/tls/origin.crt --tls-key /etc/tls/origin.key`,
+  coppice origin serve /srv/origin --listen :443 --tls-cert /etc/tls/origin.crt --tls-key /etc/tls/origin.key
+  coppice origin serve /srv/origin --refresh --keys /etc/coppice/online`,
 		Args: exact(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.serveOrigin(c.Context(), args[0], f)
@@ -65,6 +69,7 @@ it takes to read an answer.`,
 	fl.StringVar(&f.key, "tls-key", "", "the certificate's key is in `FILE`")
 	fl.StringVar(&f.require, "require", "", "serve those only who prove that they are at least `ROLE`: endpoint or viewer")
 	fl.BoolVar(&f.enrol, "enrol", false, "enrol endpoints that have an invitation, and renew their certificates")
+	fl.BoolVar(&f.refresh, "refresh", false, "sign the timestamp anew before it expires")
 	fl.Float64Var(&f.rate, "rate", 5000, "requests that a client may make in a second, `N`; 0 is no bound")
 	return c
 }
@@ -96,6 +101,13 @@ func (f serveFlags) check() error {
 func (a *app) serveOrigin(ctx context.Context, dir string, f serveFlags) error {
 	if err := f.check(); err != nil {
 		return err
+	}
+	if f.refresh {
+		stop, err := a.keepFresh(ctx, dir)
+		if err != nil {
+			return err
+		}
+		defer stop()
 	}
 	o, err := origin.OpenDir(dir)
 	if err != nil {

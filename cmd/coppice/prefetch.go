@@ -81,23 +81,23 @@ func (e *endpoint) prefetch(ctx context.Context, name string, root namespace.Dig
 // that is out of reach, the one that was verified before.
 func (e *endpoint) profiles(ctx context.Context, name string) (namespace.Profiles, error) {
 	n := namespace.RefName{Kind: namespace.ProfileRef, Name: name}
-	raw, err := e.refs.Reader.Ref(ctx, n)
+	raw, err := e.source.Ref(ctx, n)
 	switch {
 	case namespace.IsKind(err, namespace.NotExist):
 		return namespace.Profiles{}, nil
 	case namespace.IsKind(err, namespace.Unavailable):
-		if kept, lerr := e.state.read(n.String()); lerr == nil && kept != nil {
+		if kept, lerr := e.trust.keep.files().Load(n.String()); lerr == nil && kept != nil {
 			raw, err = kept, nil
 		}
 	}
 	if err != nil {
 		return namespace.Profiles{}, err
 	}
-	rec, _, err := trust.Refs{Reader: oneRef(raw), Root: e.refs.Root}.Profiles(ctx, name)
+	rec, _, err := trust.Refs{Reader: oneRef(raw), Root: e.trust.keep.root.Load()}.Profiles(ctx, name)
 	if err != nil {
 		return namespace.Profiles{}, err
 	}
-	return rec, e.state.write(n.String(), raw)
+	return rec, e.trust.keep.files().Save(n.String(), raw)
 }
 
 // prefetchOne fetches what one profile names: by its layout for root, or, if it has none or one that is out
@@ -135,3 +135,12 @@ func (e *endpoint) prefetchLayout(ctx context.Context, d namespace.Digest) error
 	}
 	return e.view.Prefetch(ctx, l)
 }
+
+// oneRef is a RefReader of a single record.
+type oneRef []byte
+
+// Ref implements namespace.RefReader.
+func (r oneRef) Ref(context.Context, namespace.RefName) ([]byte, error) { return r, nil }
+
+// Refs implements namespace.RefReader.
+func (r oneRef) Refs(context.Context, string) ([]string, error) { return nil, nil }

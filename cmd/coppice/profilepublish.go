@@ -174,7 +174,7 @@ func (w *workshop) channelTargets(ctx context.Context, space string) (all []buil
 		return nil, err
 	}
 	for _, name := range channels {
-		ptr, _, err := w.refs.Pointer(ctx, name)
+		ptr, err := w.refs.Pointer(ctx, name)
 		if err != nil {
 			return nil, err
 		}

@@ -21,6 +21,8 @@ type app struct {
 	keys   string   // --keys
 	quiet  bool
 	tls    transportFlags
+
+	passFile string // --passphrase-file
 }
 
 // run executes one command line and returns its exit code.
@@ -65,6 +67,7 @@ local cache; rollout and rollback move a signed pointer.
 	f.StringVar(&a.cache, "cache", os.Getenv("COPPICE_CACHE"), "`DIR` of the endpoint's cache (COPPICE_CACHE; default "+defaultCacheText+")")
 	f.StringVar(&a.keys, "keys", os.Getenv("COPPICE_KEYS"), "`DIR` of the signing keys (COPPICE_KEYS; default: the origin's directory with .keys appended)")
 	a.tls.register(f)
+	f.StringVar(&a.passFile, "passphrase-file", "", "`FILE` with the passphrase of encrypted keys (or COPPICE_PASSPHRASE, or at the terminal)")
 	f.BoolVar(&a.json, "json", false, "print the result as JSON; fields are only ever added")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes")
 	// What the environment says is no default: help and manual are the same everywhere.
@@ -76,6 +79,7 @@ local cache; rollout and rollback move a signed pointer.
 		return namespace.WithHint(usage("%v", err), "`"+c.CommandPath()+" --help` shows the flags")
 	})
 	root.AddCommand(a.originCommand(), a.treeCommand(), a.namespaceCommand(), a.channelCommand(), a.profileCommand(), a.whereCommand(),
+		a.keyCommand(), a.requestCommand(), a.trustCommand(),
 		a.mountCommand(), a.unmountCommand(), a.statusCommand(), a.cacheCommand(),
 		a.accessCommand(), a.endpointCommand(), a.auditCommand(),
 		a.daemonCommand(), a.docsCommand(root))

@@ -116,6 +116,7 @@ func runDaemon(ctx context.Context, dir, quota string, log *slog.Logger, ready f
 	go func() { served <- srv.Serve(ln) }()
 	watching := make(chan struct{})
 	go func() { defer close(watching); d.watcher.Run(ctx, d.networkChanged) }()
+	go watchGeneration(ctx, d.announce)
 	log.Info("daemon started", "cache", dir, "pid", os.Getpid())
 	ready(nil)
 	<-ctx.Done()

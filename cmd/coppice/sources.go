@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -12,7 +11,6 @@ import (
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/origin"
-	"coppice.dev/coppice/namespace/trust"
 	"coppice.dev/coppice/rollout/identity"
 )
 
@@ -60,9 +58,9 @@ const (
 )
 
 // openSources opens what a mount reads from, with the keeper that watches over it. Nobody is asked yet.
-func (d *daemon) openSources(ctx context.Context, req mountRequest, known *identity.Known) (*origin.Sources, *linkKeeper, error) {
+func (d *daemon) openSources(ctx context.Context, req mountRequest, keep *trustKeeper, known *identity.Known) (*origin.Sources, *linkKeeper, error) {
 	k := newLinkKeeper(req.Links, d.watcher.Facts, d.log.With("dir", req.Dir))
-	opts := origin.SourcesOptions{ProbeRef: trust.RootName, Changed: k.poke, Gate: k.gate}
+	opts := origin.SourcesOptions{Prove: keep.proves, Changed: k.poke, Gate: k.gate}
 	if len(req.sources()) == 1 {
 		opts.HTTP.StallTimeout, opts.HTTP.HeaderTimeout = mountStall, mountHeader
 	}
@@ -73,32 +71,6 @@ func (d *daemon) openSources(ctx context.Context, req mountRequest, known *ident
 	}
 	k.attach(src)
 	return src, k, nil
-}
-
-// believes returns how the records of a mount's sources are judged: by the root of trust that the mount
-// has. The root record itself must be the one presented, which no other server has: that is what a probe
-// looks at.
-func believes(root *trust.Root, presented []byte) origin.CheckRef {
-	return func(n namespace.RefName, b []byte) (uint64, error) {
-		switch n.Kind {
-		case namespace.TrustRef:
-			return 0, trust.CheckPin(presented, b)
-		case namespace.ChannelRef:
-			p, err := root.OpenPointer(n.Name, b, 0, namespace.Digest{})
-			return p.Seq, err
-		}
-		payload, err := root.Open(n, b)
-		if err != nil {
-			return 0, err
-		}
-		var list struct { // trees and namespaces: what was published is never taken back
-			Versions []json.RawMessage `json:"versions"`
-		}
-		if err := json.Unmarshal(payload, &list); err != nil {
-			return 0, namespace.E(namespace.Corrupt, "decode", n.String(), err)
-		}
-		return uint64(len(list.Versions)), nil
-	}
 }
 
 // cacheReport is what `coppice cache status` tells: the cache, and who fills it.

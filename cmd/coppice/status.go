@@ -13,6 +13,7 @@ import (
 	"coppice.dev/coppice/fusefs"
 	"coppice.dev/coppice/internal/netwatch"
 	"coppice.dev/coppice/namespace"
+	"coppice.dev/coppice/namespace/trust"
 )
 
 type statusRequest struct {
@@ -64,6 +65,10 @@ type mountStatus struct {
 	Link      *linkStatus `json:"link,omitempty"`
 	// Ready says for each generation that is kept whether it works without a network.
 	Ready []readiness `json:"ready,omitempty"`
+
+	Trust      *trust.Standing `json:"trust,omitempty"`
+	Suspicion  string          `json:"suspicion,omitempty"` // why this machine may have been set back
+	Quarantine bool            `json:"quarantine,omitempty"`
 }
 
 func point(p namespace.Pointer) *pointed {
@@ -101,6 +106,10 @@ func (d *daemon) status(ctx context.Context, req statusRequest) ([]wireStatus, e
 
 func (e *endpoint) describe(d *daemon) wireStatus {
 	s := e.server.Status()
+	stand, suspicion := e.minded(), e.trust.keep.suspicion()
+	e.swap.Lock()
+	quarantined := e.quarantined
+	e.swap.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	link := e.link.status()
@@ -110,6 +119,7 @@ func (e *endpoint) describe(d *daemon) wireStatus {
 		Online: link.State == netwatch.Online, Link: &link, LastError: e.status.LastError,
 		Desired: point(e.status.Desired), Active: point(e.status.Active), Previous: point(e.previous),
 		Cache: d.dir, CacheInfo: d.cache.Stats(),
+		Trust: &stand, Suspicion: suspicion, Quarantine: quarantined,
 	}, s.Draining}
 }
 
@@ -263,7 +273,28 @@ func printStatus(w io.Writer, all []mountStatus) {
 		if s.Alive {
 			field(w, "cache", fmt.Sprintf("%s of %s in %s", size(uint64(s.CacheInfo.UsedBytes)), size(uint64(s.CacheInfo.QuotaBytes)), s.Cache))
 		}
+		printTrust(w, s)
 		field(w, "error", s.LastError)
+	}
+}
+
+func printTrust(w io.Writer, s mountStatus) {
+	if t := s.Trust; t != nil {
+		fresh := "fresh until " + when(t.Expires)
+		if !t.Fresh {
+			fresh = "expired " + when(t.Expires) + ": nothing new is accepted"
+		}
+		field(w, "trust", fresh)
+		lease := "until " + when(t.LeaseUntil) + ", then " + string(t.Then)
+		if t.LeaseOver {
+			lease = "over since " + when(t.LeaseUntil) + ": " + string(t.Then)
+		}
+		field(w, "lease", lease)
+		field(w, "clock", t.Doubt)
+	}
+	field(w, "restored", s.Suspicion)
+	if s.Quarantine {
+		field(w, "content", "none: in quarantine until the origin is reached")
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 type workshop struct {
 	origin namespace.Origin
 	refs   trust.Refs
+	app    *app
 	dir    string
 	keys   string
 }
@@ -36,25 +37,51 @@ func (a *app) openWorkshop(ctx context.Context) (*workshop, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &workshop{o, trust.Refs{Reader: o, Root: root}, dir, a.keysDir(dir)}, nil
+	return &workshop{o, trust.Refs{Reader: o, Root: root, Blobs: originBlobs{o}}, a, dir, a.keysDir(dir)}, nil
 }
 
 // publisher returns a writer of signed refs.
 func (w *workshop) publisher() (*trust.Publisher, error) {
-	key, err := readKey(w.keys)
+	keys, err := w.app.signers(w.keys)
 	if err != nil {
 		return nil, err
 	}
-	return &trust.Publisher{Refs: w.refs, Writer: w.origin, Blobs: w, Signers: []trust.Signer{key}, Now: time.Now}, nil
+	return &trust.Publisher{Refs: w.refs, Writer: w.origin, Signers: keys, By: signerName(), Now: time.Now}, nil
 }
 
+// originBlobs implements trust.Blobs for an origin that can be written.
+type originBlobs struct{ origin namespace.Origin }
+
 // PutBlob implements trust.Blobs.
-func (w *workshop) PutBlob(ctx context.Context, b []byte) (namespace.Digest, error) {
-	d := namespace.Sum(b)
-	return d, w.origin.Put(ctx, namespace.Key{Class: namespace.Blob, Digest: d}, object.EncodeBlob(b))
+func (b originBlobs) PutBlob(ctx context.Context, p []byte) (namespace.Digest, error) {
+	d := namespace.Sum(p)
+	return d, b.origin.Put(ctx, namespace.Key{Class: namespace.Blob, Digest: d}, object.EncodeBlob(p))
 }
 
 // GetBlob implements trust.Blobs.
+func (b originBlobs) GetBlob(ctx context.Context, d namespace.Digest, limit int64) ([]byte, error) {
+	return fetchBlob(ctx, b.origin, d, limit)
+}
+
+// sourceBlobs implements trust.Blobs for who only reads.
+type sourceBlobs struct{ from namespace.Fetcher }
+
+// PutBlob implements trust.Blobs; there is nothing to put.
+func (b sourceBlobs) PutBlob(context.Context, []byte) (namespace.Digest, error) {
+	return namespace.Digest{}, namespace.E(namespace.Denied, "write", "origin", nil)
+}
+
+// GetBlob implements trust.Blobs.
+func (b sourceBlobs) GetBlob(ctx context.Context, d namespace.Digest, limit int64) ([]byte, error) {
+	return fetchBlob(ctx, b.from, d, limit)
+}
+
+// PutBlob stores a blob.
+func (w *workshop) PutBlob(ctx context.Context, b []byte) (namespace.Digest, error) {
+	return originBlobs{w.origin}.PutBlob(ctx, b)
+}
+
+// GetBlob loads a blob.
 func (w *workshop) GetBlob(ctx context.Context, d namespace.Digest, limit int64) ([]byte, error) {
 	return fetchBlob(ctx, w.origin, d, limit)
 }
@@ -122,15 +149,10 @@ func (a *app) openReader(ctx context.Context) (*reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &reader{src, trust.Refs{Reader: src, Root: root}}, nil
+	return &reader{src, trust.Refs{Reader: src, Root: root, Blobs: sourceBlobs{src}}}, nil
 }
 
-// PutBlob implements trust.Blobs; a reader has nothing to put.
-func (r *reader) PutBlob(context.Context, []byte) (namespace.Digest, error) {
-	return namespace.Digest{}, namespace.E(namespace.Denied, "write", "origin", nil)
-}
-
-// GetBlob implements trust.Blobs.
+// GetBlob loads a blob.
 func (r *reader) GetBlob(ctx context.Context, d namespace.Digest, limit int64) ([]byte, error) {
 	return fetchBlob(ctx, r.source, d, limit)
 }

@@ -130,7 +130,7 @@ func (r *reader) composed(ctx context.Context) ([]composed, error) {
 		return nil, err
 	}
 	for _, name := range names {
-		p, _, err := r.refs.Pointer(ctx, name)
+		p, err := r.refs.Pointer(ctx, name)
 		if err != nil {
 			return nil, err
 		}

@@ -34,7 +34,7 @@ echo '|---|---|---|---|---|'
 export COPPICE_ORIGIN=$WORK/origin
 tarc "$TREE" >/dev/null # the source in the page cache, for both
 base() { tar -C "$TREE" -cf - . | zstd -3 -T0 -q -f -o "$WORK/base.zst"; }
-import() { rm -rf "$WORK/origin" "$WORK/origin.keys"; "$COPPICE" origin init "$WORK/origin" >/dev/null; "$COPPICE" -q tree import os "$TREE"; }
+import() { rm -rf "$WORK/origin" "$WORK/origin.keys"; "$COPPICE" -q origin init "$WORK/origin" </dev/null >/dev/null; "$COPPICE" -q tree import os "$TREE"; }
 native=$(times secs base)
 ours=$(times secs import)
 row "import, against tar \\| zstd -3 -T0 (s)" "$ours" "$native" "≤ 1.5"

@@ -15,7 +15,7 @@ rm -f "$WORK"/debian/var/cache/apt/archives/*.deb
 echo "$(find "$WORK/debian" -xdev | wc -l) entries, $(du -shx "$WORK/debian" | cut -f1)"
 
 say "import, publish, serve, mount"
-run origin init "$WORK/origin"
+run origin init "$WORK/origin" </dev/null
 export COPPICE_ORIGIN=$WORK/origin
 time run tree import debian "$WORK/debian"
 printf 'mounts:\n  - {path: /, tree: debian}\n' >"$WORK/os.yaml"

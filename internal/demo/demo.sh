@@ -7,7 +7,7 @@ unset GOROOT GOFLAGS
 export GOTOOLCHAIN=local GO111MODULE=off CGO_ENABLED=0
 
 say "an origin, and the Go toolchain as the first version of a tree"
-run origin init "$WORK/origin"
+run origin init "$WORK/origin" </dev/null
 export COPPICE_ORIGIN=$WORK/origin
 time run tree import go "$GOROOT_SRC"
 

@@ -59,6 +59,9 @@ var doors = map[string][]string{
 	"github.com/bmatcuk/doublestar":          {"cache"},
 	"github.com/andybalholm/brotli":          {"namespace/object/delta"},
 	"github.com/ulikunitz/xz":                {"builder"},
+	"github.com/theupdateframework/go-tuf":   {"namespace/trust"},
+	"github.com/secure-systems-lab":          {"namespace/trust", "cmd/coppice"}, // what go-tuf itself uses: canonical JSON, and keys under a passphrase
+	"golang.org/x/term":                      {"cmd/coppice"},                    // passphrases
 	"github.com/cenkalti/backoff":            {"namespace/origin"},
 	"github.com/google/renameio":             {"internal/disk"},
 	"github.com/google/go-containerregistry": {"builder/oci"},

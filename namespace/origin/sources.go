@@ -19,6 +19,10 @@ type SourcesOptions struct {
 	Options
 	// ProbeRef is the ref by which a probe knows a source; a probe reads it, and CheckRef judges it.
 	ProbeRef namespace.RefName
+	// Prove, if set, is what a probe does instead: it reads from a source what shows that this is a source
+	// of the origin and no other server, and returns an error if it is not. Of Kinds, Unavailable says
+	// that nobody answered.
+	Prove func(ctx context.Context, from namespace.RefReader) error
 	// ProbeTimeout bounds a probe; 4 s.
 	ProbeTimeout time.Duration
 	// Gate, if set, is asked before each call, which fails with its error, at once. It must not block.
@@ -234,15 +238,7 @@ func (s *Sources) Probe(ctx context.Context) error {
 func (s *Sources) probe(m *member) error {
 	ctx, cancel := context.WithTimeout(s.ctx, s.opts.ProbeTimeout)
 	defer cancel()
-	b, err := m.src.Ref(ctx, s.opts.ProbeRef)
-	if err == nil {
-		s.fail.mu.Lock()
-		check := s.fail.check
-		s.fail.mu.Unlock()
-		if check != nil {
-			_, err = check(s.opts.ProbeRef, b)
-		}
-	}
+	err := s.prove(ctx, m)
 	if s.ctx.Err() != nil {
 		return contextError(s.ctx, "probe", m.name)
 	}
@@ -258,6 +254,21 @@ func (s *Sources) probe(m *member) error {
 	}
 	if news {
 		s.fail.reordered()
+	}
+	return err
+}
+
+// prove reads from a source what shows that it is one.
+func (s *Sources) prove(ctx context.Context, m *member) error {
+	if s.opts.Prove != nil {
+		return s.opts.Prove(ctx, m.src)
+	}
+	b, err := m.src.Ref(ctx, s.opts.ProbeRef)
+	s.fail.mu.Lock()
+	check := s.fail.check
+	s.fail.mu.Unlock()
+	if err == nil && check != nil {
+		_, err = check(s.opts.ProbeRef, b)
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -26,9 +27,11 @@ type Blobs interface {
 type Publisher struct {
 	Refs
 	Writer  namespace.RefWriter
-	Blobs   Blobs
-	Signers []Signer
+	Signers []Signer // all keys at hand; each record takes those of its role
+	By      string   // who signs, for the notes
 	Now     func() time.Time
+
+	next *Root // during a rotation: the root that is about to be written
 }
 
 // update replaces a ref by what change makes of its record, which it is given decoded into
@@ -43,12 +46,16 @@ func (p *Publisher) update(ctx context.Context, n namespace.RefName, fresh func(
 		if err := change(record, raw); err != nil {
 			return err
 		}
-		next, err := Seal(n, record, p.Signers...)
+		signers, err := p.signersOf(n.String(), p.Root.Keys(RolePublish))
+		if err != nil {
+			return err
+		}
+		next, err := Seal(n, record, signers...)
 		if err != nil {
 			return err
 		}
 		if _, err := p.Root.Open(n, next); err != nil { // or nobody would accept what was written
-			return namespace.WithHint(err, "the key in use may not sign this: choose another with --keys")
+			return err
 		}
 		err = p.Writer.SwapRef(ctx, n, raw, next)
 		if !namespace.IsKind(err, namespace.Exist) {
@@ -97,7 +104,8 @@ func (p *Publisher) addTree(ctx context.Context, name string, v namespace.TreeVe
 	return got, err
 }
 
-// AddNamespace appends a version to namespace name and returns it. Kinds: those of AddTree.
+// AddNamespace appends a version to namespace name and returns it. If the vouching keys are at hand they
+// vouch for it. Kinds: those of AddTree and ChangeVouching.
 func (p *Publisher) AddNamespace(ctx context.Context, name string, manifest namespace.Digest, comment string) (namespace.Version, error) {
 	if err := checkComment(comment); err != nil {
 		return namespace.Version{}, err
@@ -111,110 +119,10 @@ func (p *Publisher) AddNamespace(ctx context.Context, name string, manifest name
 		ns.Versions = append(ns.Versions, namespace.NamespaceVersion{N: got.N, Manifest: manifest, Created: p.now(), Comment: comment})
 		return nil
 	})
+	if err == nil && p.CanVouch() {
+		_, err = p.ChangeVouching(ctx, VouchingChange{Vouch: []namespace.Version{got}}, cmp.Or(comment, "published"))
+	}
 	return got, err
-}
-
-// Set points a channel at a namespace version, the newest if v.N is 0, creating the channel if
-// need be. The pointer it replaces is kept as a blob: the history. Kinds: NotExist (no such
-// version), those of AddTree.
-func (p *Publisher) Set(ctx context.Context, channel string, v namespace.Version, reason string) (namespace.Pointer, error) {
-	nv, v, err := p.ResolveNamespace(ctx, v)
-	if err != nil {
-		return namespace.Pointer{}, err
-	}
-	return p.point(ctx, channel, reason, func(namespace.Pointer) (namespace.Version, namespace.Digest, error) {
-		return v, nv.Manifest, nil
-	})
-}
-
-// Rollback points a channel at to, or, if to is zero, at the version that was active before the
-// current one. It is a new, higher seq (N3). Kinds: NotExist (nothing to go back to), those of Set.
-func (p *Publisher) Rollback(ctx context.Context, channel string, to namespace.Version, reason string) (namespace.Pointer, error) {
-	if to.Name != "" {
-		return p.Set(ctx, channel, to, reason)
-	}
-	return p.point(ctx, channel, reason, func(cur namespace.Pointer) (namespace.Version, namespace.Digest, error) {
-		if cur.Seq == 0 {
-			return namespace.Version{}, namespace.Digest{}, namespace.WithHint(
-				namespace.E(namespace.NotExist, "roll back", "channel "+channel, nil), "`coppice channel list` shows the channels")
-		}
-		older, err := p.before(ctx, cur)
-		return older.Version, older.Manifest, err
-	})
-}
-
-// point writes the next pointer of a channel; choose says what it names, given the current one.
-func (p *Publisher) point(ctx context.Context, channel, reason string,
-	choose func(namespace.Pointer) (namespace.Version, namespace.Digest, error)) (namespace.Pointer, error) {
-	if err := checkComment(reason); err != nil {
-		return namespace.Pointer{}, err
-	}
-	var next namespace.Pointer
-	n := namespace.RefName{Kind: namespace.ChannelRef, Name: channel}
-	err := p.update(ctx, n, func() any { return new(namespace.Pointer) }, func(record any, raw []byte) error {
-		cur := record.(*namespace.Pointer)
-		v, manifest, err := choose(*cur)
-		if err != nil {
-			return err
-		}
-		next = namespace.Pointer{Format: namespace.RecordFormat, Channel: channel, Seq: cur.Seq + 1,
-			Version: v, Manifest: manifest, Issued: p.now(), Reason: reason}
-		if raw != nil {
-			if next.Prev, err = p.Blobs.PutBlob(ctx, raw); err != nil {
-				return err
-			}
-		}
-		*cur = next
-		return nil
-	})
-	return next, err
-}
-
-// before returns the newest pointer in cur's history that names another version than cur does.
-func (p *Publisher) before(ctx context.Context, cur namespace.Pointer) (namespace.Pointer, error) {
-	var found namespace.Pointer
-	err := p.history(ctx, cur, func(old namespace.Pointer) bool {
-		found = old
-		return old.Manifest == cur.Manifest
-	})
-	if err == nil && (found.Seq == 0 || found.Manifest == cur.Manifest) {
-		err = namespace.WithHint(
-			namespace.E(namespace.NotExist, "roll back", "channel "+cur.Channel, fmt.Errorf("no other version was active before")),
-			"name one with --to NAME@N")
-	}
-	return found, err
-}
-
-// History calls fn for the pointers of a channel, newest first, until it returns false.
-// Kinds: those of Refs.Pointer; Corrupt if the chain is broken.
-func (p *Publisher) History(ctx context.Context, channel string, fn func(namespace.Pointer) bool) error {
-	cur, _, err := p.Pointer(ctx, channel)
-	if err != nil || !fn(cur) {
-		return err
-	}
-	return p.history(ctx, cur, fn)
-}
-
-// history goes on from cur, which fn has seen.
-func (p *Publisher) history(ctx context.Context, cur namespace.Pointer, fn func(namespace.Pointer) bool) error {
-	for !cur.Prev.IsZero() {
-		raw, err := p.Blobs.GetBlob(ctx, cur.Prev, namespace.RefBytesMax)
-		if err != nil {
-			return err
-		}
-		prev, err := p.Root.OpenPointer(cur.Channel, raw, 0, namespace.Digest{})
-		if err != nil {
-			return err
-		}
-		if prev.Seq >= cur.Seq {
-			return namespace.E(namespace.Corrupt, "read history", "channel "+cur.Channel, fmt.Errorf("seq %d comes before %d", prev.Seq, cur.Seq))
-		}
-		if !fn(prev) {
-			return nil
-		}
-		cur = prev
-	}
-	return nil
 }
 
 func checkComment(s string) error {

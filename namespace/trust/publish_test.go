@@ -3,6 +3,8 @@ package trust_test
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -28,8 +30,6 @@ func (m *memory) Ref(_ context.Context, n namespace.RefName) ([]byte, error) {
 	return b, nil
 }
 
-func (m *memory) Refs(context.Context, string) ([]string, error) { return nil, nil }
-
 func (m *memory) SwapRef(_ context.Context, n namespace.RefName, prev, next []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -48,23 +48,85 @@ func (m *memory) PutBlob(_ context.Context, b []byte) (namespace.Digest, error) 
 	return d, nil
 }
 
-func (m *memory) GetBlob(_ context.Context, d namespace.Digest, _ int64) ([]byte, error) {
+func (m *memory) GetBlob(_ context.Context, d namespace.Digest, limit int64) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.blobs[d], nil
+	b, ok := m.blobs[d]
+	if !ok {
+		return nil, namespace.E(namespace.NotExist, "get blob", d.String(), nil)
+	}
+	if int64(len(b)) > limit {
+		return nil, namespace.E(namespace.Limit, "get blob", d.String(), nil)
+	}
+	return b, nil
+}
+
+func (m *memory) Refs(_ context.Context, kind string) ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var names []string
+	for n := range m.refs {
+		if n.Kind == kind {
+			names = append(names, n.Name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// begin is when the tests' origins are made.
+var begin = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// roles gives every role but pointing one key each, in the order of the bytes that seed them.
+var roles = map[trust.Role]byte{trust.RoleRoot: 1, trust.RoleVouching: 2, trust.RoleSnapshot: 3, trust.RoleTimestamp: 4, trust.RolePublish: 5, trust.RolePoint: 6}
+
+// repository is an origin in memory, its keys and its time.
+type repository struct {
+	*trust.Publisher
+	*memory
+	now time.Time
+}
+
+// newRepository makes an origin, with the thresholds and the keys beyond the first that change asks for.
+func newRepository(t testing.TB, change func(*trust.Start)) *repository {
+	t.Helper()
+	r := &repository{memory: &memory{refs: map[namespace.RefName][]byte{}, blobs: map[namespace.Digest][]byte{}}, now: begin}
+	r.Publisher = &trust.Publisher{Refs: trust.Refs{Reader: r.memory, Blobs: r.memory}, Writer: r.memory, By: "ann", Now: func() time.Time { return r.now }}
+	s := trust.Start{ID: "0123", Keys: map[trust.Role][]ed25519.PublicKey{}, Need: map[trust.Role]int{}, Names: map[string]string{}}
+	for role, seed := range roles {
+		k := key(t, seed)
+		s.Keys[role] = []ed25519.PublicKey{k.Public()}
+		r.Signers = append(r.Signers, k)
+	}
+	if change != nil {
+		change(&s)
+	}
+	if _, err := r.Init(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r *repository) Ref(ctx context.Context, n namespace.RefName) ([]byte, error) {
+	return r.memory.Ref(ctx, n)
+}
+func (r *repository) Refs(ctx context.Context, k string) ([]string, error) {
+	return r.memory.Refs(ctx, k)
 }
 
 func publisher(t *testing.T) (*trust.Publisher, *memory) {
-	k := key(t, 1)
-	m := &memory{refs: map[namespace.RefName][]byte{}, blobs: map[namespace.Digest][]byte{}}
-	return &trust.Publisher{Refs: trust.Refs{Reader: m, Root: openRoot(t, k)}, Writer: m, Blobs: m,
-		Signers: []trust.Signer{k}, Now: func() time.Time { return time.Unix(1e9, 5) }}, m
+	r := newRepository(t, nil)
+	return r.Publisher, r.memory
 }
 
 func publish(t *testing.T, p *trust.Publisher, versions int) {
 	t.Helper()
 	for i := range versions {
-		v, err := p.AddNamespace(t.Context(), "desk", namespace.Sum([]byte{byte(i)}), "")
+		d, err := p.Blobs.PutBlob(t.Context(), []byte{byte(i)}) // a manifest, as far as trust is concerned
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := p.AddNamespace(t.Context(), "desk", d, "")
 		if err != nil || v.N != uint64(i+1) {
 			t.Fatalf("%v, %v", v, err)
 		}
@@ -158,9 +220,10 @@ func TestPublishersLoseNothing(t *testing.T) {
 
 func TestPublisherWithWrongKey(t *testing.T) {
 	p, m := publisher(t)
-	p.Signers = []trust.Signer{key(t, 2)}
-	if _, err := p.AddTree(t.Context(), "t", namespace.TreeVersion{}); !namespace.IsKind(err, namespace.Denied) || len(m.refs) != 0 {
-		t.Errorf("%v, %d refs written", err, len(m.refs))
+	had := len(m.refs)
+	p.Signers = []trust.Signer{key(t, 99)}
+	if _, err := p.AddTree(t.Context(), "t", namespace.TreeVersion{}); !namespace.IsKind(err, namespace.Denied) || len(m.refs) != had {
+		t.Errorf("%v, %d refs written", err, len(m.refs)-had)
 	}
 }
 
@@ -168,7 +231,7 @@ func TestPublisherRefusesForgedRecord(t *testing.T) {
 	p, m := publisher(t)
 	publish(t, p, 1)
 	n := namespace.RefName{Kind: namespace.NamespaceRef, Name: "desk"}
-	m.refs[n] = seal(t, n, namespace.Namespace{Format: 1, Name: "desk"}, key(t, 2))
+	m.refs[n] = seal(t, n, namespace.Namespace{Format: 1, Name: "desk"}, key(t, 99))
 	if _, err := p.AddNamespace(t.Context(), "desk", namespace.Digest{1}, ""); !namespace.IsKind(err, namespace.Denied) {
 		t.Error(err)
 	}

@@ -1,7 +1,6 @@
 package trust
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 
@@ -13,10 +12,12 @@ import (
 type Refs struct {
 	Reader namespace.RefReader
 	Root   *Root
+	// Blobs loads what refs lead to: needed for channels and vouching, not for trees and namespaces.
+	Blobs Blobs
 }
 
 // FetchRoot reads an origin's root record. It is intact, but not trusted: see [OpenRoot]. The
-// envelope is returned as well, for pinning. Kinds: those of the reader and of OpenRoot; NotExist
+// document is returned as well, for pinning. Kinds: those of the reader and of OpenRoot; NotExist
 // comes with a hint.
 func FetchRoot(ctx context.Context, r namespace.RefReader) (*Root, []byte, error) {
 	b, err := r.Ref(ctx, RootName)
@@ -27,17 +28,24 @@ func FetchRoot(ctx context.Context, r namespace.RefReader) (*Root, []byte, error
 		return nil, nil, err
 	}
 	root, err := OpenRoot(b)
-	return root, b, err
-}
-
-// CheckPin compares the root envelope that an origin presents with the one pinned for it.
-// Kinds: Denied.
-func CheckPin(pinned, presented []byte) error {
-	if bytes.Equal(pinned, presented) {
-		return nil
+	if err != nil {
+		return nil, nil, err
 	}
-	return namespace.E(namespace.Denied, "verify", RootName.String(),
-		fmt.Errorf("the origin presents another root of trust than the one pinned at first contact"))
+	for range RootsMax { // the ref lies behind where a publisher died between two steps
+		b, err := r.Ref(ctx, RootVersion(int64(root.Version+1)))
+		if namespace.IsKind(err, namespace.NotExist) {
+			break
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		next, err := root.Next(b)
+		if err != nil {
+			return nil, nil, err
+		}
+		root = next
+	}
+	return root, root.Bytes(), nil
 }
 
 // read fetches, verifies and decodes a ref. raw is nil if there is none, without an error.
@@ -119,20 +127,4 @@ func pick(what string, v namespace.Version, count int) (int, error) {
 		return 0, namespace.E(namespace.NotExist, "read", what+" "+v.String(), fmt.Errorf("versions are 1 to %d", count))
 	}
 	return int(n - 1), nil
-}
-
-// Pointer returns the current pointer of a channel. Publishers may trust it as it is; endpoints
-// hold it against what they have seen, with [Root.OpenPointer]. raw is the envelope.
-// Kinds: those of Tree.
-func (r Refs) Pointer(ctx context.Context, channel string) (p namespace.Pointer, raw []byte, err error) {
-	n := namespace.RefName{Kind: namespace.ChannelRef, Name: channel}
-	raw, err = r.read(ctx, n, &namespace.Pointer{})
-	if err != nil {
-		return p, nil, err
-	}
-	if raw == nil {
-		return p, nil, missing("channel", channel, "`coppice channel list` shows those there are, `coppice channel set` makes one")
-	}
-	p, err = r.Root.OpenPointer(channel, raw, 0, namespace.Digest{})
-	return p, raw, err
 }

@@ -3,13 +3,27 @@ package trust
 import (
 	"crypto/ed25519"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"slices"
+
+	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"coppice.dev/coppice/namespace"
 )
 
-// RootName is the ref that holds an origin's root record.
-var RootName = namespace.RefName{Kind: namespace.TrustRef, Name: "root"}
+// RootName is the ref that holds an origin's newest root, for first contact. Every version is the ref
+// [RootVersion] as well.
+var RootName = namespace.RefName{Kind: namespace.TrustRef, Name: DocRoot}
+
+// TimestampName is the ref that holds the timestamp: swapping it is what commits a change of vouching or
+// of a channel.
+var TimestampName = namespace.RefName{Kind: namespace.TrustRef, Name: DocTimestamp}
+
+// RootVersion returns the ref that holds version n of the root.
+func RootVersion(n int64) namespace.RefName {
+	return namespace.RefName{Kind: namespace.TrustRef, Name: fmt.Sprintf("%d.%s", n, DocRoot)}
+}
 
 // keysMax and signaturesMax bound a root and an envelope: no organisation has more signers.
 const (
@@ -24,124 +38,145 @@ type RoleKeys struct {
 	KeyIDs    []string `json:"keyids"`
 }
 
-// Root is the record all trust in an origin starts from. ID is the origin's random name, the
-// same in every version of its root.
+// Root is the document all trust in an origin starts from: which keys may sign for which role. ID is the
+// origin's random name, the same in every version of its root. A value; nothing in it changes.
 type Root struct {
-	Format  int        `json:"format"`
-	ID      string     `json:"id"`
-	Version uint64     `json:"version"`
-	Keys    []string   `json:"keys"` // ed25519 public keys, 64 hex digits each
-	Roles   []RoleKeys `json:"roles"`
+	ID      string
+	Version uint64
+	doc     *metadata.Metadata[metadata.RootType]
+	raw     []byte
+	extra   extra
+	keys    map[string]ed25519.PublicKey
 }
 
-// NewRoot returns version 1 of a root in which key signs for every role.
-func NewRoot(id string, key ed25519.PublicKey) Root {
-	root := Root{Format: namespace.RecordFormat, ID: id, Version: 1, Keys: []string{hex.EncodeToString(key)}}
-	for _, r := range []Role{RoleRoot, RolePublish, RolePoint} {
-		root.Roles = append(root.Roles, RoleKeys{Role: r, Threshold: 1, KeyIDs: []string{KeyID(key)}})
-	}
-	return root
-}
-
-// OpenRoot reads a root envelope and checks that it is consistent and signed by its own root
-// keys. That makes it intact, not trusted: whether this is the right root is the caller's to
-// know, from a pin or a person. Kinds: Corrupt, Denied, Limit, Invalid.
+// OpenRoot reads a root and checks that it is consistent and signed by its own root keys. That makes it
+// intact, not trusted: whether this is the right root is the caller's to know, from a pin or a person.
+// Kinds: Corrupt, Denied, Limit.
 func OpenRoot(b []byte) (*Root, error) {
-	env, err := unwrap(RootName, b)
+	doc, err := decodeDocument[metadata.RootType](DocRoot, b)
 	if err != nil {
 		return nil, err
 	}
-	var root Root
-	if err := namespace.DecodeRecord(env.Payload, namespace.RefBytesMax, RootName.String(), &root); err != nil {
+	if err := doc.VerifyDelegate(DocRoot, doc); err != nil {
+		return nil, tufError("verify", RootName.String(), err)
+	}
+	e, err := readExtra(doc.Signed.UnrecognizedFields, DocRoot)
+	if err != nil {
 		return nil, err
 	}
-	if err := root.check(); err != nil {
-		return nil, namespace.E(namespace.Corrupt, "open root", root.ID, err)
+	r := &Root{ID: e.ID, Version: uint64(doc.Signed.Version), doc: doc, raw: b, extra: e, keys: publicKeys(doc.Signed.Keys)}
+	if err := r.check(); err != nil {
+		return nil, namespace.E(namespace.Corrupt, "open root", r.ID, err)
 	}
-	if _, err := root.Open(RootName, b); err != nil {
-		return nil, err
-	}
-	return &root, nil
+	return r, nil
 }
 
 func (r *Root) check() error {
-	if r.Format != namespace.RecordFormat || r.ID == "" || r.Version == 0 || len(r.Keys) > keysMax {
-		return fmt.Errorf("format %d, version %d, %d keys", r.Format, r.Version, len(r.Keys))
+	if b, err := hex.DecodeString(r.ID); err != nil || len(b) == 0 || len(b) > 64 {
+		return errors.New("it has no id") // which becomes a file's name
 	}
-	keys, err := r.keys()
-	if err != nil {
-		return err
+	if r.extra.Publisher == nil {
+		return errors.New("it has no publishers")
 	}
-	seen := map[Role]bool{}
-	for _, role := range r.Roles {
+	for _, role := range []Role{RoleRoot, RoleVouching, RoleSnapshot, RoleTimestamp, RolePublish} {
+		want := r.Keys(role)
 		distinct := map[string]bool{}
-		for _, id := range role.KeyIDs {
-			if keys[id] == nil {
-				return fmt.Errorf("role %s names an unknown key %q", role.Role, id)
+		for _, id := range want.KeyIDs {
+			if r.keys[id] == nil {
+				return fmt.Errorf("role %s names an unknown key %q", role, id)
 			}
-			distinct[id] = true
+			distinct[string(r.keys[id])] = true
 		}
-		if seen[role.Role] || role.Threshold < 1 || role.Threshold > len(distinct) {
-			return fmt.Errorf("role %s asks for %d of %d keys", role.Role, role.Threshold, len(distinct))
+		if want.Threshold < 1 || want.Threshold > len(distinct) {
+			return fmt.Errorf("role %s asks for %d of %d keys", role, want.Threshold, len(distinct))
 		}
-		seen[role.Role] = true
-	}
-	if !seen[RoleRoot] {
-		return fmt.Errorf("no root role")
 	}
 	return nil
 }
 
-// keys returns the public keys by id.
-func (r *Root) keys() (map[string]ed25519.PublicKey, error) {
+// publicKeys returns the ed25519 keys of a document by id, of those whose id is right.
+func publicKeys(all map[string]*metadata.Key) map[string]ed25519.PublicKey {
 	keys := map[string]ed25519.PublicKey{}
-	for _, k := range r.Keys {
-		b, err := hex.DecodeString(k)
-		if err != nil || len(b) != ed25519.PublicKeySize {
-			return nil, fmt.Errorf("key %q is no ed25519 public key", k)
+	for id, k := range all {
+		b, err := hex.DecodeString(k.Value.PublicKey)
+		if err == nil && k.Type == metadata.KeyTypeEd25519 && len(b) == ed25519.PublicKeySize && KeyID(b) == id {
+			keys[id] = b
 		}
-		keys[KeyID(b)] = b
 	}
-	return keys, nil
+	return keys
 }
 
-// Open checks that b is an envelope for the ref n with enough signatures of n's role and returns
-// its payload. Kinds: Corrupt (malformed), Denied (not signed as the root demands), Limit.
+// Bytes returns the document, for pinning.
+func (r *Root) Bytes() []byte { return slices.Clone(r.raw) }
+
+// Next opens the root that follows r: signed by the keys of both. Kinds: those of OpenRoot, Stale.
+func (r *Root) Next(b []byte) (*Root, error) {
+	next, err := OpenRoot(b)
+	if err != nil {
+		return nil, err
+	}
+	if next.Version != r.Version+1 || next.ID != r.ID {
+		return nil, namespace.E(namespace.Stale, "verify", RootName.String(), fmt.Errorf("version %d of %s after %d of %s", next.Version, next.ID, r.Version, r.ID))
+	}
+	return next, tufError("verify", RootName.String(), r.doc.VerifyDelegate(DocRoot, next.doc))
+}
+
+// OpenTimestamp verifies a timestamp's signatures, not its age, and returns its version. Kinds: Denied,
+// Corrupt, Limit.
+func (r *Root) OpenTimestamp(b []byte) (version uint64, err error) {
+	doc, err := decodeDocument[metadata.TimestampType](DocTimestamp, b)
+	if err != nil {
+		return 0, err
+	}
+	return uint64(doc.Signed.Version), tufError("verify", TimestampName.String(), r.doc.VerifyDelegate(DocTimestamp, doc))
+}
+
+// Keys returns who signs for a role of the root.
+func (r *Root) Keys(role Role) RoleKeys {
+	if role == RolePublish {
+		return *r.extra.Publisher
+	}
+	if want, ok := r.doc.Signed.Roles[string(role)]; ok {
+		return RoleKeys{role, want.Threshold, want.KeyIDs}
+	}
+	return RoleKeys{Role: role}
+}
+
+// NameOf returns what a key is called, or "".
+func (r *Root) NameOf(keyID string) string { return r.extra.Names[keyID] }
+
+// Open checks that b is an envelope for the ref n with enough signatures of the publisher's role and
+// returns its payload. Kinds: Corrupt (malformed), Denied (not signed as the root demands), Limit.
 func (r *Root) Open(n namespace.RefName, b []byte) ([]byte, error) {
 	env, err := unwrap(n, b)
 	if err != nil {
 		return nil, err
 	}
-	role := RoleOf(n.Kind)
 	deny := func(format string, args ...any) ([]byte, error) {
 		return nil, namespace.E(namespace.Denied, "verify", n.String(), fmt.Errorf(format, args...))
 	}
 	if len(env.Signatures) > signaturesMax {
 		return deny("%d signatures, at most %d", len(env.Signatures), signaturesMax)
 	}
-	keys, err := r.keys()
-	if err != nil {
-		return deny("%w", err)
+	if RoleOf(n.Kind) != RolePublish {
+		return deny("this kind of record is no envelope")
 	}
-	for _, want := range r.Roles {
-		if want.Role == role {
-			if good := countGood(env, want, keys); good < want.Threshold {
-				return deny("%d valid signatures of role %s, %d needed", good, role, want.Threshold)
-			}
-			return env.Payload, nil
-		}
+	want := r.Keys(RolePublish)
+	if good := r.countGood(env, want); good < want.Threshold {
+		return deny("%d valid signatures of role %s, %d needed", good, want.Role, want.Threshold)
 	}
-	return deny("the root knows no role %s", role)
+	return env.Payload, nil
 }
 
 // countGood counts the distinct keys of a role that signed env.
-func countGood(env Envelope, want RoleKeys, keys map[string]ed25519.PublicKey) int {
+func (r *Root) countGood(env Envelope, want RoleKeys) int {
 	good := map[string]bool{}
 	msg := preAuth(env.Type, env.Payload)
 	for _, id := range want.KeyIDs {
+		key := r.keys[id]
 		for _, s := range env.Signatures {
-			if s.KeyID == id && ed25519.Verify(keys[id], msg, s.Sig) {
-				good[id] = true
+			if s.KeyID == id && len(key) == ed25519.PublicKeySize && ed25519.Verify(key, msg, s.Sig) {
+				good[string(key)] = true
 			}
 		}
 	}
@@ -158,22 +193,17 @@ func (r *Root) OpenRecord(n namespace.RefName, b []byte, record any) error {
 	return namespace.DecodeRecord(payload, namespace.RefBytesMax, n.String(), record)
 }
 
-// OpenPointer verifies the record of a channel and holds it against the highest seq seen so far
-// (0: none): a lower seq, or the same seq with other content, is Stale. lastManifest is the
-// manifest that was seen with lastSeq. Kinds: those of Open, Stale.
-func (r *Root) OpenPointer(channel string, b []byte, lastSeq uint64, lastManifest namespace.Digest) (namespace.Pointer, error) {
-	n := namespace.RefName{Kind: namespace.ChannelRef, Name: channel}
-	var p namespace.Pointer
-	if err := r.OpenRecord(n, b, &p); err != nil {
-		return p, err
-	}
+// CheckPin compares the root that an origin presents with the one pinned for it: both must be of the same
+// origin, and of the same version the same. Whether a newer one follows from the pinned one is
+// [Updater.Refresh]'s to find out. Kinds: Denied, Stale (older than the pinned one).
+func CheckPin(pinned, presented *Root) error {
 	switch {
-	case p.Format != namespace.RecordFormat || p.Channel != channel || p.Seq == 0 || p.Manifest.IsZero():
-		return p, namespace.E(namespace.Corrupt, "verify", n.String(), fmt.Errorf("format %d, channel %q, seq %d", p.Format, p.Channel, p.Seq))
-	case p.Seq < lastSeq:
-		return p, namespace.E(namespace.Stale, "verify", n.String(), fmt.Errorf("seq %d, but %d was seen: an old record is being replayed", p.Seq, lastSeq))
-	case p.Seq == lastSeq && p.Manifest != lastManifest:
-		return p, namespace.E(namespace.Stale, "verify", n.String(), fmt.Errorf("seq %d came with two different versions", p.Seq))
+	case pinned.ID != presented.ID || pinned.Version == presented.Version && string(pinned.raw) != string(presented.raw):
+		return namespace.E(namespace.Denied, "verify", RootName.String(),
+			fmt.Errorf("the origin presents another root of trust than the one pinned at first contact"))
+	case presented.Version < pinned.Version:
+		return namespace.E(namespace.Stale, "verify", RootName.String(),
+			fmt.Errorf("the origin presents version %d of its root, and %d was seen: an old record is being replayed", presented.Version, pinned.Version))
 	}
-	return p, nil
+	return nil
 }

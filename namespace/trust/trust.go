@@ -1,25 +1,29 @@
-// Package trust decides which records to believe: envelopes with ed25519 signatures, a root that
-// says which keys may sign for which role, and the rule that a pointer's seq only rises.
+// Package trust decides what to believe of an origin.
 //
-// The decisions are pure: bytes in, values or errors out, no clock, so each can be tested and
-// replayed. [Refs] and [Publisher] put them around a store's refs: the only ways in which the
-// rest of Coppice reads and writes them. The roles' thresholds are 1 today; [Root] carries them so that several signatures
-// can be asked for without a change of the records.
+// Which namespace version a channel names, and which versions there are to be named, is said in documents of
+// The Update Framework (theupdateframework.io), read by go-tuf and moved forward by [Updater]: a root that
+// says whose keys count, vouching (the targets role, offline keys, a threshold of them), one delegated role
+// for each channel, snapshot and timestamp. The catalogues of what was published, trees and namespaces with
+// their versions, are envelopes signed by publishers' keys, which the root lists as well: they are what
+// engineers work with, and no endpoint runs anything because of them.
 //
-// The signed bytes are those of DSSE (github.com/secure-systems-lab/dsse, protocol.md): the pre-
-// authentication encoding of the payload's type and the payload, so that a record of one kind
-// can never be passed off as another.
+// The decisions are pure: bytes in, values or errors out, no clock, no disk and no network but through
+// [Documents], [Keeper] and the stores of namespace. docs/decisions/0013 has the reasons.
+//
+// The signed bytes of an envelope are those of DSSE (github.com/secure-systems-lab/dsse, protocol.md): the
+// pre-authentication encoding of the payload's type and the payload, so that a record of one kind can never
+// be passed off as another.
 package trust
 
 import (
 	"bytes"
 	"cmp"
 	"crypto/ed25519"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"strconv"
+
+	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"coppice.dev/coppice/namespace"
 )
@@ -29,10 +33,21 @@ type Role string
 
 // The roles.
 const (
-	RoleRoot    Role = "root"    // the root record itself
-	RolePublish Role = "publish" // tree and namespace refs
-	RolePoint   Role = "point"   // channel refs
+	RoleRoot      Role = "root"      // the root itself
+	RoleVouching  Role = "targets"   // which namespace versions may be named, and by whom
+	RoleSnapshot  Role = "snapshot"  // which documents belong together
+	RoleTimestamp Role = "timestamp" // which snapshot is the newest, and until when
+	RolePublish   Role = "publish"   // the catalogues of trees and namespaces
+	RolePoint     Role = "point"     // channels; each has its own keys, in the vouching document
 )
+
+// word returns what people call a role.
+func (r Role) word() string {
+	if r == RoleVouching {
+		return "vouching"
+	}
+	return string(r)
+}
 
 // RoleOf returns the role that signs refs of a kind.
 func RoleOf(refKind string) Role {
@@ -63,6 +78,8 @@ type Envelope struct {
 type Signer interface {
 	// KeyID returns the id of the public key.
 	KeyID() string
+	// Public returns the public key.
+	Public() ed25519.PublicKey
 	// Sign returns the signature of msg. Kinds: Denied, Unavailable.
 	Sign(msg []byte) ([]byte, error)
 }
@@ -87,10 +104,17 @@ func (k Key) KeyID() string { return KeyID(k.Public()) }
 // Sign implements Signer.
 func (k Key) Sign(msg []byte) ([]byte, error) { return ed25519.Sign(k.private, msg), nil }
 
-// KeyID returns the name of a public key: the first 16 hex digits of its SHA-256.
+// KeyID returns the id of a public key: that of The Update Framework, 64 hex digits.
 func KeyID(pub ed25519.PublicKey) string {
-	sum := sha256.Sum256(pub)
-	return hex.EncodeToString(sum[:8])
+	key, err := metadata.KeyFromPublicKey(pub)
+	if err != nil {
+		return ""
+	}
+	id, err := key.ID()
+	if err != nil {
+		return ""
+	}
+	return id
 }
 
 // preAuth returns the bytes that are signed: DSSE's PAE.
@@ -114,6 +138,10 @@ func Seal(n namespace.RefName, record any, signers ...Signer) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return sealPayload(n, payload, signers...)
+}
+
+func sealPayload(n namespace.RefName, payload []byte, signers ...Signer) ([]byte, error) {
 	env := Envelope{Type: n.String(), Payload: payload, Signatures: []Signature{}}
 	for _, s := range signers {
 		sig, err := s.Sign(preAuth(env.Type, payload))

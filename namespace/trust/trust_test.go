@@ -9,7 +9,7 @@ import (
 	"coppice.dev/coppice/namespace/trust"
 )
 
-var channel = namespace.RefName{Kind: namespace.ChannelRef, Name: "desktop/stable"}
+var treeRef = namespace.RefName{Kind: namespace.TreeRef, Name: "debian"}
 
 func key(t testing.TB, n byte) trust.Key {
 	t.Helper()
@@ -29,119 +29,65 @@ func seal(t testing.TB, n namespace.RefName, v any, s ...trust.Signer) []byte {
 	return b
 }
 
-func pointer(seq uint64) namespace.Pointer {
-	return namespace.Pointer{Format: 1, Channel: channel.Name, Seq: seq, Version: namespace.Version{Name: "d", N: 1},
-		Manifest: namespace.Sum([]byte{byte(seq)})}
+func aTree(name string) namespace.Tree {
+	return namespace.Tree{Format: 1, Name: name, Versions: []namespace.TreeVersion{{N: 1, Root: namespace.Digest{1}}}}
 }
 
-func openRoot(t testing.TB, k trust.Key) *trust.Root {
-	t.Helper()
-	root, err := trust.OpenRoot(seal(t, trust.RootName, trust.NewRoot("o1", k.Public()), k))
-	if err != nil {
-		t.Fatal(err)
+func TestEnvelopeAttacks(t *testing.T) {
+	root, k := newRepository(t, nil).Root, key(t, roles[trust.RolePublish])
+	other := namespace.RefName{Kind: namespace.TreeRef, Name: "alpine"}
+	ns := namespace.RefName{Kind: namespace.NamespaceRef, Name: "debian"}
+	good := seal(t, treeRef, aTree("debian"), k)
+	var got namespace.Tree
+	if err := root.OpenRecord(treeRef, good, &got); err != nil || got.Name != "debian" {
+		t.Fatalf("%+v, %v", got, err)
 	}
-	return root
-}
-
-func TestPointerAccepted(t *testing.T) {
-	k := key(t, 1)
-	p, err := openRoot(t, k).OpenPointer(channel.Name, seal(t, channel, pointer(5), k), 4, namespace.Digest{})
-	if err != nil || p.Seq != 5 {
-		t.Fatalf("%+v, %v", p, err)
-	}
-	if _, err := openRoot(t, k).OpenPointer(channel.Name, seal(t, channel, pointer(5), k), 5, p.Manifest); err != nil {
-		t.Errorf("the same pointer again: %v", err)
-	}
-}
-
-func TestPointerAttacks(t *testing.T) {
-	k, thief := key(t, 1), key(t, 2)
-	root := openRoot(t, k)
-	other := namespace.RefName{Kind: namespace.ChannelRef, Name: "desktop/beta"}
-	tree := namespace.RefName{Kind: namespace.TreeRef, Name: channel.Name}
-	moved := pointer(5)
-	moved.Channel = other.Name
-	twin := pointer(5)
-	twin.Manifest = namespace.Sum([]byte("twin"))
 	var env trust.Envelope
-	if err := json.Unmarshal(seal(t, channel, pointer(5), k), &env); err != nil {
+	if err := json.Unmarshal(good, &env); err != nil {
 		t.Fatal(err)
 	}
-	swapped := env
-	swapped.Payload, _ = namespace.EncodeRecord(pointer(6))
-	swappedBytes, _ := namespace.EncodeRecord(swapped)
+	env.Payload, _ = namespace.EncodeRecord(aTree("evil"))
+	swapped, _ := namespace.EncodeRecord(env)
 	for name, c := range map[string]struct {
 		b    []byte
 		kind namespace.Kind
 	}{
-		"rollback to an older seq":     {seal(t, channel, pointer(4), k), namespace.Stale},
-		"same seq, other version":      {seal(t, channel, twin, k), namespace.Stale},
-		"signed by a stranger":         {seal(t, channel, pointer(6), thief), namespace.Denied},
-		"no signature":                 {seal(t, channel, pointer(6)), namespace.Denied},
-		"payload replaced":             {swappedBytes, namespace.Denied},
-		"record of another channel":    {seal(t, other, moved, k), namespace.Denied},
-		"record of another kind":       {seal(t, tree, pointer(6), k), namespace.Denied},
-		"signed, but for another name": {seal(t, channel, moved, k), namespace.Corrupt},
-		"seq 0":                        {seal(t, channel, pointer(0), k), namespace.Corrupt},
+		"signed by a stranger":         {seal(t, treeRef, aTree("debian"), key(t, 99)), namespace.Denied},
+		"signed by another role's key": {seal(t, treeRef, aTree("debian"), key(t, roles[trust.RolePoint])), namespace.Denied},
+		"no signature":                 {seal(t, treeRef, aTree("debian")), namespace.Denied},
+		"payload replaced":             {swapped, namespace.Denied},
+		"record of another tree":       {seal(t, other, aTree("alpine"), k), namespace.Denied},
+		"record of another kind":       {seal(t, ns, aTree("debian"), k), namespace.Denied},
 		"garbage":                      {[]byte("<html>welcome to the hotel</html>"), namespace.Corrupt},
 		"empty":                        {nil, namespace.Corrupt},
 		"endless":                      {bytes.Repeat([]byte(" "), namespace.RefBytesMax+1), namespace.Limit},
 	} {
-		if _, err := root.OpenPointer(channel.Name, c.b, 5, pointer(5).Manifest); !namespace.IsKind(err, c.kind) {
+		if err := root.OpenRecord(treeRef, c.b, &got); !namespace.IsKind(err, c.kind) {
 			t.Errorf("%s: %v, want %v", name, err, c.kind)
 		}
 	}
 }
 
 func TestEveryBitOfAnEnvelopeMatters(t *testing.T) {
-	k := key(t, 1)
-	root := openRoot(t, k)
-	b := seal(t, channel, pointer(5), k)
+	root := newRepository(t, nil).Root
+	b := seal(t, treeRef, aTree("debian"), key(t, roles[trust.RolePublish]))
 	for i := range b {
 		for bit := range 8 {
 			m := bytes.Clone(b)
 			m[i] ^= 1 << bit
-			if _, err := root.OpenPointer(channel.Name, m, 0, namespace.Digest{}); err == nil {
+			if err := root.OpenRecord(treeRef, m, new(namespace.Tree)); err == nil {
 				t.Fatalf("bit %d of byte %d made no difference", bit, i)
 			}
 		}
 	}
 }
 
-func TestThreshold(t *testing.T) {
-	a, b := key(t, 1), key(t, 2)
-	root := trust.NewRoot("o1", a.Public())
-	root.Keys = append(root.Keys, trust.NewRoot("", b.Public()).Keys...)
-	for i := range root.Roles {
-		root.Roles[i].Threshold, root.Roles[i].KeyIDs = 2, []string{a.KeyID(), b.KeyID()}
-	}
-	if _, err := trust.OpenRoot(seal(t, trust.RootName, root, a)); !namespace.IsKind(err, namespace.Denied) {
-		t.Errorf("a root with one of two signatures: %v", err)
-	}
-	if _, err := trust.OpenRoot(seal(t, trust.RootName, root, a, a)); !namespace.IsKind(err, namespace.Denied) {
-		t.Errorf("the same signature twice: %v", err)
-	}
-	if _, err := trust.OpenRoot(seal(t, trust.RootName, root, a, b)); err != nil {
-		t.Errorf("both signatures: %v", err)
-	}
-}
-
-func TestRootRefused(t *testing.T) {
-	k := key(t, 1)
-	for name, change := range map[string]func(*trust.Root){
-		"no keys":           func(r *trust.Root) { r.Keys = nil },
-		"no roles":          func(r *trust.Root) { r.Roles = nil },
-		"threshold 0":       func(r *trust.Root) { r.Roles[0].Threshold = 0 },
-		"threshold too big": func(r *trust.Root) { r.Roles[0].Threshold = 2 },
-		"unknown key":       func(r *trust.Root) { r.Roles[1].KeyIDs = []string{"x"} },
-		"bad key":           func(r *trust.Root) { r.Keys = []string{"zz"} },
-		"role twice":        func(r *trust.Root) { r.Roles = append(r.Roles, r.Roles[0]) },
-		"newer format":      func(r *trust.Root) { r.Format = 2 },
-	} {
-		root := trust.NewRoot("o1", k.Public())
-		change(&root)
-		if _, err := trust.OpenRoot(seal(t, trust.RootName, root, k)); !namespace.IsKind(err, namespace.Corrupt) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
+func FuzzEnvelope(f *testing.F) {
+	r := newRepository(f, nil)
+	f.Add(seal(f, treeRef, aTree("debian"), key(f, roles[trust.RolePublish])))
+	f.Add(r.Root.Bytes())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_ = r.Root.OpenRecord(treeRef, b, new(namespace.Tree))
+		_, _ = trust.OpenRoot(b)
+	})
 }

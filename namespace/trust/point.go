@@ -1,0 +1,166 @@
+package trust
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"coppice.dev/coppice/namespace"
+)
+
+// How long documents are good for. Every change of one signs it anew, so these are for origins that rest:
+// a root outlives the people who hold its keys changing once, vouching and pointers a long holiday.
+const (
+	rootLife     = 5 * 365 * 24 * time.Hour
+	vouchingLife = 2 * 365 * 24 * time.Hour
+	pointerLife  = 2 * 365 * 24 * time.Hour
+	// snapshotLives is a snapshot's life in lives of a timestamp: it is signed anew by refreshes as well,
+	// but not by each.
+	snapshotLives = 8
+)
+
+// Set points a channel at a namespace version, the newest if v.N is 0, creating the channel if
+// need be (for which the vouching keys must be at hand). The pointer it replaces is kept as a blob: the
+// history. Kinds: NotExist (no such version), Denied (nobody vouches for it, it is below the floor, or the
+// keys at hand may not), those of AddTree.
+func (p *Publisher) Set(ctx context.Context, channel string, v namespace.Version, reason string) (namespace.Pointer, error) {
+	nv, v, err := p.ResolveNamespace(ctx, v)
+	if err != nil {
+		return namespace.Pointer{}, err
+	}
+	return p.point(ctx, channel, reason, func(namespace.Pointer) (namespace.Version, namespace.Digest, error) {
+		return v, nv.Manifest, nil
+	})
+}
+
+// Rollback points a channel at to, or, if to is zero, at the version that was active before the
+// current one. It is a new, higher seq (N3). Kinds: NotExist (nothing to go back to), those of Set.
+func (p *Publisher) Rollback(ctx context.Context, channel string, to namespace.Version, reason string) (namespace.Pointer, error) {
+	if to.Name != "" {
+		return p.Set(ctx, channel, to, reason)
+	}
+	return p.point(ctx, channel, reason, p.before(ctx, channel))
+}
+
+// chooser says what the next pointer of a channel names, given the current one.
+type chooser func(cur namespace.Pointer) (namespace.Version, namespace.Digest, error)
+
+// before chooses the newest version in a channel's history that is another than the current one.
+func (p *Publisher) before(ctx context.Context, channel string) chooser {
+	return func(cur namespace.Pointer) (namespace.Version, namespace.Digest, error) {
+		if cur.Seq == 0 {
+			return namespace.Version{}, namespace.Digest{}, namespace.WithHint(
+				namespace.E(namespace.NotExist, "roll back", "channel "+channel, nil), "`coppice channel list` shows the channels")
+		}
+		var found namespace.Pointer
+		err := p.History(ctx, channel, func(old namespace.Pointer) bool {
+			found = old
+			return old.Manifest == cur.Manifest
+		})
+		if err == nil && found.Manifest == cur.Manifest {
+			err = namespace.WithHint(
+				namespace.E(namespace.NotExist, "roll back", "channel "+channel, fmt.Errorf("no other version was active before")),
+				"name one with --to NAME@N")
+		}
+		return found.Version, found.Manifest, err
+	}
+}
+
+// point writes the next pointer of a channel.
+func (p *Publisher) point(ctx context.Context, channel, reason string, choose chooser) (next namespace.Pointer, err error) {
+	err = p.commit(ctx, func(st *state) (*edit, error) {
+		e := &edit{}
+		v := st.vouching
+		if _, ok := v.role(channel); !ok {
+			if e.vouching, err = p.delegate(st, channel, "a new channel"); err != nil {
+				return nil, err
+			}
+			if v, err = readVouching(e.vouching); err != nil {
+				return nil, err
+			}
+		}
+		var doc *metadata.Metadata[metadata.TargetsType]
+		if next, doc, err = p.nextPointer(ctx, st, v, channel, reason, choose); err != nil {
+			return nil, err
+		}
+		role, _ := v.role(channel)
+		signers, err := p.signersOf("channel "+channel, RoleKeys{RolePoint, role.Threshold, role.KeyIDs})
+		if err != nil {
+			return nil, err
+		}
+		e.channels = map[string]*metadata.Metadata[metadata.TargetsType]{channel: doc}
+		return e, signDocument(doc, p.note(reason), signers...)
+	})
+	return next, err
+}
+
+// nextPointer makes the next document of a channel, unsigned.
+func (p *Publisher) nextPointer(ctx context.Context, st *state, v *Vouching, channel, reason string, choose chooser) (next namespace.Pointer, doc *metadata.Metadata[metadata.TargetsType], err error) {
+	if err := checkComment(reason); err != nil {
+		return next, nil, err
+	}
+	var cur namespace.Pointer
+	var prev namespace.Digest
+	if st.trusted.set.Snapshot.Signed.Meta[ChannelDoc(channel)+".json"] != nil {
+		doc, raw, err := p.pointer(ctx, st.trusted, channel)
+		if err != nil {
+			return next, nil, err
+		}
+		prev = namespace.Sum(raw)
+		if cur, err = readPointer(channel, doc); err != nil {
+			return next, nil, err
+		}
+	}
+	ver, manifest, err := choose(cur)
+	if err != nil {
+		return next, nil, err
+	}
+	if err := v.Allows(channel, ver, manifest, p.Now()); err != nil {
+		return next, nil, err
+	}
+	next = namespace.Pointer{Format: namespace.RecordFormat, Channel: channel, Seq: cur.Seq + 1,
+		Version: ver, Manifest: manifest, Issued: p.now(), Reason: reason, Prev: prev}
+	doc, err = pointerDocument(next, v.Versions[ver].Bytes, p.now().Add(pointerLife))
+	return next, doc, err
+}
+
+// pointerDocument makes the document that says ptr.
+func pointerDocument(ptr namespace.Pointer, size int64, expires time.Time) (*metadata.Metadata[metadata.TargetsType], error) {
+	custom, err := json.Marshal(ptr)
+	if err != nil {
+		return nil, namespace.E(namespace.Internal, "write", ChannelDoc(ptr.Channel), err)
+	}
+	doc := metadata.Targets(expires)
+	doc.Signed.Version = int64(ptr.Seq)
+	doc.Signed.Targets[ptr.Channel] = target(ptr.Manifest, size, custom)
+	return doc, nil
+}
+
+func target(manifest namespace.Digest, size int64, custom json.RawMessage) *metadata.TargetFiles {
+	return &metadata.TargetFiles{Length: size, Hashes: metadata.Hashes{"sha256": manifest[:]}, Custom: &custom}
+}
+
+// note is what this publisher says with a signature.
+func (p *Publisher) note(why string) Note { return Note{By: p.By, At: p.Now(), Why: why} }
+
+// signersOf returns the keys at hand that may sign for a role. Kinds: Denied (too few).
+func (p *Publisher) signersOf(what string, want RoleKeys) ([]Signer, error) {
+	var have []Signer
+	for _, id := range want.KeyIDs {
+		for _, s := range p.Signers {
+			if s.KeyID() == id {
+				have = append(have, s)
+				break
+			}
+		}
+	}
+	if len(have) >= max(1, want.Threshold) {
+		return have, nil
+	}
+	return nil, namespace.WithHint(namespace.E(namespace.Denied, "sign", what,
+		fmt.Errorf("%d keys of role %s are at hand, %d needed", len(have), want.Role.word(), want.Threshold)),
+		"choose others with --keys, or `coppice request create` and have it signed where the keys are")
+}
