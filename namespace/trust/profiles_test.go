@@ -57,3 +57,24 @@ func TestProfiles(t *testing.T) {
 		t.Errorf("a cut record: %v", err)
 	}
 }
+
+// A rotation of the publisher's key leaves the profiles readable for who knows the new root only.
+func TestProfilesAfterRotation(t *testing.T) {
+	r := newRepository(t, nil)
+	err := r.ChangeProfiles(t.Context(), "desk", func(p *namespace.Profiles) error {
+		p.Profiles = append(p.Profiles, namespace.ProfileRecord{Name: "login", Profile: namespace.Sum([]byte("profile")), Created: r.now.UTC()})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.rotate(t, trust.RolePublish, 77)
+	root, _, err := trust.FetchRoot(t.Context(), r.memory)
+	if err != nil || root.Version != 2 {
+		t.Fatalf("%+v, %v", root, err)
+	}
+	got, found, err := trust.Refs{Reader: r.memory, Root: root}.Profiles(t.Context(), "desk")
+	if _, ok := got.Find("login"); err != nil || !found || !ok {
+		t.Errorf("%+v, %v, %v", got, found, err)
+	}
+}
