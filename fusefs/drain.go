@@ -27,7 +27,9 @@ type Holder struct {
 // Users returns what processes have on the mounts with these ids: working and root directories,
 // programs, open and mapped files. It reads /proc and opens with O_PATH only, which asks no file
 // system anything, so the daemon of the mounts may call it. Processes that may not be looked at are
-// left out, and so are mount namespaces that hold copies of their own. Kinds: Denied, Internal.
+// left out, and so are mount namespaces that hold copies of their own, and files that are open with
+// O_PATH: nothing is read through such a descriptor, and another daemon that looks for its users as this
+// one does has some for a moment. Kinds: Denied, Internal.
 func Users(mountIDs ...uint64) ([]Holder, error) {
 	wanted := map[uint64]bool{}
 	for _, id := range mountIDs {
@@ -63,7 +65,7 @@ func holdings(pid int, wanted map[uint64]bool) []Holder {
 	seen := map[Holder]bool{} // a library is mapped in several pieces
 	for link, what := range links {
 		h, ok := holding(link)
-		if !ok || !wanted[h.MountID] {
+		if !ok || !wanted[h.MountID] || what == "fd" && opensPath(base, filepath.Base(link)) {
 			continue
 		}
 		h.PID, h.What = pid, what
@@ -76,6 +78,21 @@ func holdings(pid int, wanted map[uint64]bool) []Holder {
 		}
 	}
 	return all
+}
+
+// opensPath reports whether a descriptor of the process below base was opened with O_PATH, or is gone.
+func opensPath(base, fd string) bool {
+	b, err := os.ReadFile(filepath.Join(base, "fdinfo", fd))
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, found := strings.CutPrefix(line, "flags:"); found {
+			flags, err := strconv.ParseUint(strings.TrimSpace(v), 8, 64)
+			return err == nil && flags&unix.O_PATH != 0
+		}
+	}
+	return false
 }
 
 // holding tells which mount and inode a magic link of /proc leads to.

@@ -332,3 +332,25 @@ func BenchmarkSwap(b *testing.B) {
 		_ = read(b, filepath.Join(mnt, "version"))
 	}
 }
+
+// Who looks for a mount's users has, for a moment, a descriptor of what they have.
+func TestUsersLeavesOutWhoOnlyLooks(t *testing.T) {
+	m := newMemory()
+	s, mnt := mount(t, m)
+	activate(t, s, m.generation(t, "one"), "t@1")
+	looks, err := unix.Open(filepath.Join(mnt, "v/f00"), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	activate(t, s, m.generation(t, "two"), "t@2")
+	old := s.Status().Draining
+	if len(old) != 1 {
+		t.Fatalf("draining: %+v", old)
+	}
+	if users, err := fusefs.Users(old[0].MountID); err != nil || len(users) != 0 {
+		t.Errorf("users: %+v, %v", users, err)
+	}
+	if err := unix.Close(looks); err != nil {
+		t.Error(err)
+	}
+}
