@@ -442,7 +442,8 @@ func TestRetainKnowsEveryReference(t *testing.T) {
 		reflect.TypeFor[namespace.NamespaceVersion](): {"Manifest"},
 		reflect.TypeFor[namespace.Manifest]():         {"Root"},
 		reflect.TypeFor[namespace.ManifestMount]():    {"Tree"},
-		reflect.TypeFor[namespace.Pointer]():          {"Manifest", "Prev"},
+		reflect.TypeFor[namespace.NamedVersion]():     {"Manifest"},
+		reflect.TypeFor[namespace.Pointer]():          {"Manifest", "Offer", "Policy", "Prev"},
 	}
 	for typ, want := range known {
 		var got []string

@@ -171,8 +171,13 @@ func (r *retaining) channel(ctx context.Context, name string) error {
 		if !ptr.Prev.IsZero() {
 			r.Blobs = append(r.Blobs, ptr.Prev)
 		}
+		r.Blobs = append(r.Blobs, ptr.Blobs()...)
 		if r.counts(age, replaced) {
-			failed = r.note(r.manifest(ctx, ptr.Manifest, "channel "+name, age == 0))
+			for _, one := range ptr.Names() {
+				if failed == nil {
+					failed = r.note(r.manifest(ctx, one.Manifest, "channel "+name, age == 0))
+				}
+			}
 		}
 		age, replaced = age+1, ptr.Issued
 		return failed == nil

@@ -67,15 +67,53 @@ type Manifest struct {
 // Pointer is the record of a channel ref: which namespace version is active. Seq only rises.
 // Prev is the digest of the signed record it replaced, stored as a Blob, so that the history is
 // a hash chain and a follower still fetches no more than the newest link.
+//
+// A pointer may offer a version to a part of the fleet: Next names it, and Version is then the base, which
+// everybody else runs, and who has no endpoint's id. To whom, and when, says the record of package
+// rollout/offer that is stored as the Blob Offer; Policy is the Blob of the gates that go with it. Both are
+// here, and not only in that record, so that whoever keeps what a pointer needs does not have to understand it.
 type Pointer struct {
-	Format   int       `json:"format"`
-	Channel  string    `json:"channel"`
-	Seq      uint64    `json:"seq"`
-	Version  Version   `json:"version"`
-	Manifest Digest    `json:"manifest"`
-	Issued   time.Time `json:"issued"`
-	Reason   string    `json:"reason,omitempty"`
-	Prev     Digest    `json:"prev,omitzero"`
+	Format   int          `json:"format"`
+	Channel  string       `json:"channel"`
+	Seq      uint64       `json:"seq"`
+	Version  Version      `json:"version"`
+	Manifest Digest       `json:"manifest"`
+	Next     NamedVersion `json:"next,omitzero"`
+	Offer    Digest       `json:"offer,omitzero"`
+	Policy   Digest       `json:"policy,omitzero"`
+	Issued   time.Time    `json:"issued"`
+	Reason   string       `json:"reason,omitempty"`
+	Prev     Digest       `json:"prev,omitzero"`
+}
+
+// NamedVersion is a namespace version and its manifest.
+type NamedVersion struct {
+	Version  Version `json:"version"`
+	Manifest Digest  `json:"manifest"`
+}
+
+// Names returns the versions that a pointer names: one, or the base and the next.
+func (p *Pointer) Names() []NamedVersion {
+	all := []NamedVersion{{p.Version, p.Manifest}}
+	if p.Next != (NamedVersion{}) {
+		all = append(all, p.Next)
+	}
+	return all
+}
+
+// Blobs returns the digests of the records that go with a pointer.
+func (p *Pointer) Blobs() (all []Digest) {
+	for _, d := range []Digest{p.Offer, p.Policy} {
+		if !d.IsZero() {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
+// SameAs reports whether two pointers name the same, for the same seq.
+func (p *Pointer) SameAs(q *Pointer) bool {
+	return p.Seq == q.Seq && p.Manifest == q.Manifest && p.Next == q.Next && p.Offer == q.Offer && p.Policy == q.Policy
 }
 
 // RecordFormat is the version of the record encodings of this file.

@@ -167,7 +167,9 @@ func (k fileKeeper) remembered() (all []namespace.Digest) {
 		}
 		if channel, ok := strings.CutPrefix(name, namespace.ChannelRef+"/"); ok {
 			if p, err := trust.ReadPointer(channel, b); err == nil {
-				all = append(all, p.Manifest)
+				for _, one := range p.Names() {
+					all = append(all, one.Manifest)
+				}
 			}
 		} else if strings.HasPrefix(name, usedPrefix) {
 			if d, err := namespace.ParseDigest(string(b)); err == nil {

@@ -31,9 +31,38 @@ func (p *Publisher) Set(ctx context.Context, channel string, v namespace.Version
 	if err != nil {
 		return namespace.Pointer{}, err
 	}
-	return p.point(ctx, channel, reason, func(namespace.Pointer) (namespace.Version, namespace.Digest, error) {
-		return v, nv.Manifest, nil
+	return p.point(ctx, channel, reason, func(namespace.Pointer) (naming, error) {
+		return naming{NamedVersion: namespace.NamedVersion{Version: v, Manifest: nv.Manifest}}, nil
 	})
+}
+
+// Offering is what a pointer says to a part of the fleet.
+type Offering struct {
+	Base namespace.Version // what everybody else runs
+	Next namespace.Version // what is offered; zero: nothing but Base
+	// Record makes the record of package rollout/offer for the pointer that is about to be written. It is
+	// asked again after a race was lost.
+	Record func(next namespace.Pointer) ([]byte, error)
+	Policy namespace.Digest // a Blob that is stored; zero: none
+}
+
+// Offer writes a channel's next pointer with an offer. Kinds: those of Set and of Record.
+func (p *Publisher) Offer(ctx context.Context, channel string, o Offering, reason string) (namespace.Pointer, error) {
+	n := naming{record: o.Record, policy: o.Policy}
+	for _, one := range []struct {
+		v  namespace.Version
+		to *namespace.NamedVersion
+	}{{o.Base, &n.NamedVersion}, {o.Next, &n.next}} {
+		if one.v.Name == "" {
+			continue
+		}
+		nv, v, err := p.ResolveNamespace(ctx, one.v)
+		if err != nil {
+			return namespace.Pointer{}, err
+		}
+		*one.to = namespace.NamedVersion{Version: v, Manifest: nv.Manifest}
+	}
+	return p.point(ctx, channel, reason, func(namespace.Pointer) (naming, error) { return n, nil })
 }
 
 // Rollback points a channel at to, or, if to is zero, at the version that was active before the
@@ -45,14 +74,32 @@ func (p *Publisher) Rollback(ctx context.Context, channel string, to namespace.V
 	return p.point(ctx, channel, reason, p.before(ctx, channel))
 }
 
-// chooser says what the next pointer of a channel names, given the current one.
-type chooser func(cur namespace.Pointer) (namespace.Version, namespace.Digest, error)
+// naming is what a pointer names. The records that go with it are made by record or, if that is nil, are
+// those there are.
+type naming struct {
+	namespace.NamedVersion
+	next          namespace.NamedVersion
+	record        func(next namespace.Pointer) ([]byte, error)
+	offer, policy namespace.Digest
+}
 
-// before chooses the newest version in a channel's history that is another than the current one.
+// stay names what a pointer names.
+func stay(cur namespace.Pointer) (naming, error) {
+	return naming{NamedVersion: namespace.NamedVersion{Version: cur.Version, Manifest: cur.Manifest}, next: cur.Next, offer: cur.Offer, policy: cur.Policy}, nil
+}
+
+// chooser says what the next pointer of a channel names, given the current one.
+type chooser func(cur namespace.Pointer) (naming, error)
+
+// before chooses the newest version in a channel's history that is another than the current one; while one
+// is offered to a part of the fleet, its base.
 func (p *Publisher) before(ctx context.Context, channel string) chooser {
-	return func(cur namespace.Pointer) (namespace.Version, namespace.Digest, error) {
+	return func(cur namespace.Pointer) (naming, error) {
+		if cur.Next != (namespace.NamedVersion{}) {
+			return naming{NamedVersion: namespace.NamedVersion{Version: cur.Version, Manifest: cur.Manifest}}, nil
+		}
 		if cur.Seq == 0 {
-			return namespace.Version{}, namespace.Digest{}, namespace.WithHint(
+			return naming{}, namespace.WithHint(
 				namespace.E(namespace.NotExist, "roll back", "channel "+channel, nil), "`coppice channel list` shows the channels")
 		}
 		var found namespace.Pointer
@@ -65,7 +112,7 @@ func (p *Publisher) before(ctx context.Context, channel string) chooser {
 				namespace.E(namespace.NotExist, "roll back", "channel "+channel, fmt.Errorf("no other version was active before")),
 				"name one with --to NAME@N")
 		}
-		return found.Version, found.Manifest, err
+		return naming{NamedVersion: namespace.NamedVersion{Version: found.Version, Manifest: found.Manifest}}, err
 	}
 }
 
@@ -114,16 +161,28 @@ func (p *Publisher) nextPointer(ctx context.Context, st *state, v *Vouching, cha
 			return next, nil, err
 		}
 	}
-	ver, manifest, err := choose(cur)
+	n, err := choose(cur)
 	if err != nil {
 		return next, nil, err
 	}
-	if err := v.Allows(channel, ver, manifest, p.Now()); err != nil {
+	next = namespace.Pointer{Format: namespace.RecordFormat, Channel: channel, Seq: cur.Seq + 1, Version: n.Version, Manifest: n.Manifest,
+		Next: n.next, Offer: n.offer, Policy: n.policy, Issued: p.now(), Reason: reason, Prev: prev}
+	if err := v.allowsAll(next, p.Now()); err != nil {
 		return next, nil, err
 	}
-	next = namespace.Pointer{Format: namespace.RecordFormat, Channel: channel, Seq: cur.Seq + 1,
-		Version: ver, Manifest: manifest, Issued: p.now(), Reason: reason, Prev: prev}
-	doc, err = pointerDocument(next, v.Versions[ver].Bytes, p.now().Add(pointerLife))
+	if n.record != nil {
+		b, err := n.record(next)
+		if err != nil {
+			return next, nil, err
+		}
+		if next.Offer, err = p.Blobs.PutBlob(ctx, b); err != nil {
+			return next, nil, err
+		}
+	}
+	if !offersWhole(next) {
+		return next, nil, namespace.E(namespace.Invalid, "write", ChannelDoc(channel), fmt.Errorf("%v is offered without a record that says to whom", next.Next.Version))
+	}
+	doc, err = pointerDocument(next, v.Versions[n.Version].Bytes, p.now().Add(pointerLife))
 	return next, doc, err
 }
 

@@ -89,7 +89,9 @@ func (p *Publisher) AskPoint(ctx context.Context, channel string, v namespace.Ve
 		if err != nil {
 			return Request{}, err
 		}
-		choose = func(namespace.Pointer) (namespace.Version, namespace.Digest, error) { return v, nv.Manifest, nil }
+		choose = func(namespace.Pointer) (naming, error) {
+			return naming{NamedVersion: namespace.NamedVersion{Version: v, Manifest: nv.Manifest}}, nil
+		}
 	}
 	var before *metadata.Metadata[metadata.TargetsType]
 	if st.trusted.set.Snapshot.Signed.Meta[ChannelDoc(channel)+".json"] != nil {
@@ -260,6 +262,9 @@ func describeTargets(role string, m *metadata.Metadata[metadata.TargetsType], ou
 	if channel, ok := strings.CutPrefix(role, channelPrefix); ok {
 		if p, err := readPointer(channel, m); err == nil {
 			out["channel "+channel] = p.Version.String() + " " + p.Manifest.String()
+			if !p.Offer.IsZero() {
+				out["offer of "+channel] = fmt.Sprint(p.Next.Version, " ", p.Next.Manifest, " by record ", p.Offer)
+			}
 		}
 		return
 	}
@@ -402,7 +407,7 @@ func (p *Publisher) applyPoint(st *state, channel string, doc *metadata.Metadata
 	if int64(ptr.Seq) != have+1 {
 		return nil, tooLate(ChannelDoc(channel))
 	}
-	if err := st.vouching.Allows(channel, ptr.Version, ptr.Manifest, p.Now()); err != nil {
+	if err := st.vouching.allowsAll(ptr, p.Now()); err != nil {
 		return nil, err
 	}
 	return &edit{channels: map[string]*metadata.Metadata[metadata.TargetsType]{channel: doc}}, nil

@@ -294,10 +294,10 @@ func (u *Updater) Accept(ctx context.Context, t *Trusted, channel string, presen
 		if p, err = readPointer(channel, doc); err != nil {
 			return err
 		}
-		if known && (p.Seq < last.Seq || p.Seq == last.Seq && p.Manifest != last.Manifest) {
+		if known && (p.Seq < last.Seq || p.Seq == last.Seq && !p.SameAs(&last)) {
 			return namespace.E(namespace.Stale, "verify", role, fmt.Errorf("seq %d of %v, but %d of %v was seen: an old record is being replayed", p.Seq, p.Version, last.Seq, last.Version))
 		}
-		return v.Allows(channel, p.Version, p.Manifest, t.at)
+		return v.allowsAll(p, t.at)
 	}
 	if err := u.judge(t, channel, presented); err != nil {
 		lags := namespace.IsKind(err, namespace.Stale) && !IsExpired(err)

@@ -103,9 +103,6 @@ func (p *Publisher) signAnew(ctx context.Context, st *state, v *Vouching, why st
 		if v.doc.VerifyDelegate(ChannelDoc(channel), doc) == nil {
 			continue
 		}
-		stay := func(cur namespace.Pointer) (namespace.Version, namespace.Digest, error) {
-			return cur.Version, cur.Manifest, nil
-		}
 		_, next, err := p.nextPointer(ctx, st, v, channel, why, stay)
 		if err != nil {
 			return nil, err

@@ -213,6 +213,16 @@ func (v *Vouching) Allows(channel string, ver namespace.Version, manifest namesp
 		"`coppice namespace vouch "+ver.String()+" --except CHANNEL` lets one channel go there")
 }
 
+// allowsAll asks Allows about all that a pointer names.
+func (v *Vouching) allowsAll(p namespace.Pointer, now time.Time) error {
+	for _, one := range p.Names() {
+		if err := v.Allows(p.Channel, one.Version, one.Manifest, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // role returns who signs for a channel.
 func (v *Vouching) role(channel string) (metadata.DelegatedRole, bool) {
 	if v.doc.Signed.Delegations != nil {
@@ -283,5 +293,14 @@ func readPointer(channel string, doc *metadata.Metadata[metadata.TargetsType]) (
 		p.Version.N == 0 || namespace.CheckName(p.Version.Name) != nil {
 		return bad("format %d, channel %q, seq %d in version %d, version %v", p.Format, p.Channel, p.Seq, doc.Signed.Version, p.Version)
 	}
+	if !offersWhole(p) {
+		return bad("it offers %v %v by record %v", p.Next.Version, p.Next.Manifest, p.Offer)
+	}
 	return p, nil
+}
+
+// offersWhole reports whether a pointer that offers a version names it, and the record that says to whom.
+func offersWhole(p namespace.Pointer) bool {
+	return p.Next == (namespace.NamedVersion{}) ||
+		!p.Offer.IsZero() && !p.Next.Manifest.IsZero() && p.Next.Version.N > 0 && namespace.CheckName(p.Next.Version.Name) == nil
 }
