@@ -36,6 +36,7 @@ var floors = map[string][]string{
 	"rollout/policy":         {"namespace", "rollout/window", "rollout/offer"},
 	"rollout/window":         {"namespace"},
 	"rollout/endpoint":       {"namespace", "rollout/offer", "rollout/policy", "rollout/window"},
+	"rollout/agent":          {"namespace", "internal/disk", "rollout/offer", "rollout/policy", "rollout/endpoint", "rollout/report", "rollout/window"},
 	"rollout/report":         {"namespace", "rollout/offer", "rollout/endpoint"},
 	"internal/world":         {"namespace", "rollout/offer", "rollout/policy", "rollout/endpoint"}, // it simulates them; only tests import it
 	"rollout/identity":       {"namespace", "internal/disk"},
