@@ -42,7 +42,7 @@ var floors = map[string][]string{
 	"rollout/identity":       {"namespace", "internal/disk"},
 	"rollout/audit":          {"namespace", "internal/disk"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
-		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "rollout/identity", "rollout/audit",
+		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "rollout/identity", "rollout/audit", "rollout/agent", "rollout/report", "rollout/endpoint", "rollout/policy", "rollout/offer",
 		"internal/disk", "internal/sandbox", "internal/privilege", "internal/netwatch"},
 }
 
