@@ -11,7 +11,7 @@ NEEDS   := fusermount3=fuse3 rsync=rsync setfattr=attr setfacl=acl setcap=libcap
            zstd=zstd xz=xz-utils unshare=util-linux setpriv=util-linux gcc=gcc libc6-dev:/usr/include/stdio.h=libc6-dev
 NEEDS_OS := debootstrap=debootstrap curl=curl bc=bc time=time ip=iproute2
 
-.PHONY: help build test test-long bench bench-patch bench-links demo demo-os demo-laptop docs fmt needs needs-os clean
+.PHONY: help build test test-long bench bench-patch bench-links demo demo-os demo-laptop demo-agent docs fmt needs needs-os clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,6 +42,9 @@ bench-links: build needs needs-os ## measure cold starts and hydration through s
 
 demo: build ## the main job on the Go toolchain: import, publish, serve, mount, compile, swap, roll back
 	internal/demo/demo.sh
+
+demo-agent: build ## an agent that activates in a window, reverts by itself, works offline and is killed
+	internal/demo/demo-agent.sh
 
 demo-os: build needs-os ## the same with a Debian tree: chroot into the mount and run its programs
 	internal/demo/demo-os.sh

@@ -51,6 +51,8 @@ type mountRequest struct {
 	Check time.Duration `json:"check,omitempty"` // of the timestamp
 	Lease time.Duration `json:"lease,omitempty"` // 0: as the origin's policy says
 	Then  trust.Then    `json:"then,omitempty"`
+
+	Agent *agentMount `json:"agent,omitempty"` // the agent decides what is shown, and when
 }
 
 // sources returns where a mount reads from.

@@ -20,6 +20,7 @@ import (
 	"coppice.dev/coppice/namespace/origin"
 	"coppice.dev/coppice/namespace/trust"
 	"coppice.dev/coppice/rollout"
+	"coppice.dev/coppice/rollout/agent"
 	"coppice.dev/coppice/rollout/identity"
 )
 
@@ -36,7 +37,8 @@ type endpoint struct {
 	server *fusefs.Server
 	key    string // what to say of the origin's server, if its key was pinned just now
 
-	follower *rollout.Follower // nil for a fixed version
+	follower *rollout.Follower // nil for a fixed version, and where the agent decides
+	loop     *agent.Loop       // nil unless the agent decides
 	ctx      context.Context   // of the follower and of background work
 	cancel   context.CancelFunc
 	work     sync.WaitGroup
@@ -128,6 +130,9 @@ func (e *endpoint) discard() {
 
 // start activates the first version.
 func (e *endpoint) start(ctx context.Context) error {
+	if e.req.Agent != nil {
+		return e.startLoop()
+	}
 	if strings.Contains(e.req.Target, "@") {
 		v, err := namespace.ParseVersion(e.req.Target)
 		if err != nil {
@@ -325,6 +330,9 @@ func (e *endpoint) activePointer() namespace.Pointer {
 func (e *endpoint) run() {
 	if e.follower != nil {
 		e.work.Go(func() { _ = e.follower.Run(e.ctx) }) // ends with ctx, and only then
+	}
+	if e.loop != nil {
+		e.work.Go(func() { e.loop.Run(e.ctx) })
 	}
 	e.work.Go(e.healMisses)
 	e.work.Go(e.mindLease)

@@ -47,7 +47,7 @@ func (e *endpoint) mindLease() {
 	defer tick.Stop()
 	checked := time.Now()
 	for {
-		if e.follower == nil && time.Since(checked) > e.req.Check { // else the follower does
+		if e.follower == nil && e.loop == nil && time.Since(checked) > e.req.Check { // else the follower does
 			checked = time.Now()
 			err := e.trust.keep.look(e.ctx, e.trust.from, func(*trust.Updater, *trust.Trusted) error { return nil })
 			if err != nil && e.ctx.Err() == nil {

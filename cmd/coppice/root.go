@@ -82,6 +82,7 @@ local cache; rollout and rollback move a signed pointer.
 		a.keyCommand(), a.requestCommand(), a.trustCommand(),
 		a.mountCommand(), a.unmountCommand(), a.statusCommand(), a.cacheCommand(),
 		a.accessCommand(), a.endpointCommand(), a.auditCommand(),
+		a.agentCommand(), a.updateCommand(), a.deferCommand(), a.explainCommand(),
 		a.daemonCommand(), a.docsCommand(root))
 	return root
 }

@@ -170,6 +170,7 @@ func (d *daemon) handler() http.Handler {
 	d.handleArchive(mux)
 	d.handleCare(mux)
 	d.handleProfiles(mux)
+	mux.HandleFunc("POST /agent", answer(d.agent))
 	mux.HandleFunc("POST /pin", answer(busyWith(d, d.pin)))
 	mux.HandleFunc("POST /unpin", answer(busyWith(d, d.unpin)))
 	mux.HandleFunc("POST /ready", answer(busyWith(d, d.ready)))

@@ -69,6 +69,8 @@ type mountStatus struct {
 	Trust      *trust.Standing `json:"trust,omitempty"`
 	Suspicion  string          `json:"suspicion,omitempty"` // why this machine may have been set back
 	Quarantine bool            `json:"quarantine,omitempty"`
+
+	Agent *agentView `json:"agent,omitempty"`
 }
 
 func point(p namespace.Pointer) *pointed {
@@ -107,6 +109,7 @@ func (d *daemon) status(ctx context.Context, req statusRequest) ([]wireStatus, e
 func (e *endpoint) describe(d *daemon) wireStatus {
 	s := e.server.Status()
 	stand, suspicion := e.minded(), e.trust.keep.suspicion()
+	seen := e.agentView() // its loop may be waiting for e.mu
 	e.swap.Lock()
 	quarantined := e.quarantined
 	e.swap.Unlock()
@@ -119,7 +122,7 @@ func (e *endpoint) describe(d *daemon) wireStatus {
 		Online: link.State == netwatch.Online, Link: &link, LastError: e.status.LastError,
 		Desired: point(e.status.Desired), Active: point(e.status.Active), Previous: point(e.previous),
 		Cache: d.dir, CacheInfo: d.cache.Stats(),
-		Trust: &stand, Suspicion: suspicion, Quarantine: quarantined,
+		Trust: &stand, Suspicion: suspicion, Quarantine: quarantined, Agent: seen,
 	}, s.Draining}
 }
 
@@ -274,6 +277,9 @@ func printStatus(w io.Writer, all []mountStatus) {
 			field(w, "cache", fmt.Sprintf("%s of %s in %s", size(uint64(s.CacheInfo.UsedBytes)), size(uint64(s.CacheInfo.QuotaBytes)), s.Cache))
 		}
 		printTrust(w, s)
+		if s.Agent != nil {
+			s.Agent.print(w)
+		}
 		field(w, "error", s.LastError)
 	}
 }

@@ -36,11 +36,13 @@ var floors = map[string][]string{
 	"rollout/policy":         {"namespace", "rollout/window", "rollout/offer"},
 	"rollout/window":         {"namespace"},
 	"rollout/endpoint":       {"namespace", "rollout/offer", "rollout/policy", "rollout/window"},
+	"rollout/agent":          {"namespace", "internal/disk", "rollout/offer", "rollout/policy", "rollout/endpoint", "rollout/report", "rollout/window"},
+	"rollout/report":         {"namespace", "rollout/offer", "rollout/endpoint"},
 	"internal/world":         {"namespace", "rollout/offer", "rollout/policy", "rollout/endpoint"}, // it simulates them; only tests import it
 	"rollout/identity":       {"namespace", "internal/disk"},
 	"rollout/audit":          {"namespace", "internal/disk"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
-		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "rollout/identity", "rollout/audit",
+		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "rollout/identity", "rollout/audit", "rollout/agent", "rollout/report", "rollout/endpoint", "rollout/policy", "rollout/offer",
 		"internal/disk", "internal/sandbox", "internal/privilege", "internal/netwatch"},
 }
 
