@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 
 	"coppice.dev/coppice/cache"
 	"coppice.dev/coppice/internal/disk"
+	"coppice.dev/coppice/internal/launch"
 	"coppice.dev/coppice/internal/netwatch"
 	"coppice.dev/coppice/namespace"
 	"coppice.dev/coppice/namespace/trust"
@@ -186,9 +186,9 @@ func (t *tail) Write(p []byte) (int, error) {
 func (p agentProbe) run(ctx context.Context, dir, version string) error {
 	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, p.Command[0], p.Command[1:]...)
+	cmd := launch.Command(ctx, dir, p.Command...) // the tree is this process's to serve
 	var out tail
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &out
+	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Env = append(os.Environ(), "COPPICE_DIR="+dir, "COPPICE_VERSION="+version)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	kill := func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

@@ -14,12 +14,16 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"coppice.dev/coppice/internal/launch"
 	"coppice.dev/coppice/internal/sandbox"
 )
 
 func main() {
 	if sandbox.IsInit(os.Args) {
 		os.Exit(sandbox.Init())
+	}
+	if launch.Is(os.Args) {
+		os.Exit(launch.Run(os.Args))
 	}
 	// Catalogs and indexes are mapped, not allocated: the heap is small and may be kept so.
 	if os.Getenv("GOGC") == "" {

@@ -23,6 +23,7 @@ var floors = map[string][]string{
 	"internal/disk":          {"namespace"},
 	"internal/sandbox":       {"namespace"},
 	"internal/privilege":     {"namespace"},
+	"internal/launch":        {},
 	"internal/netwatch":      {"namespace"},
 	"internal/tidy":          {},
 	"internal/slowlink":      {},
@@ -43,7 +44,7 @@ var floors = map[string][]string{
 	"rollout/audit":          {"namespace", "internal/disk"},
 	"cmd/coppice": {"namespace", "namespace/catalog", "namespace/object", "namespace/trust", "namespace/origin",
 		"builder", "builder/packages", "builder/oci", "cache", "fusefs", "rollout", "rollout/identity", "rollout/audit", "rollout/agent", "rollout/report", "rollout/endpoint", "rollout/policy", "rollout/offer",
-		"internal/disk", "internal/sandbox", "internal/privilege", "internal/netwatch"},
+		"internal/disk", "internal/sandbox", "internal/privilege", "internal/netwatch", "internal/launch"},
 }
 
 // testRooms may be imported by any test.
