@@ -189,7 +189,7 @@ func (p agentProbe) run(ctx context.Context, dir, version string) error {
 	cmd := launch.Command(ctx, dir, p.Command...) // the tree is this process's to serve
 	var out tail
 	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.Env = append(os.Environ(), "COPPICE_DIR="+dir, "COPPICE_VERSION="+version)
+	cmd.Env = append(cmd.Env, "COPPICE_DIR="+dir, "COPPICE_VERSION="+version)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	kill := func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.Cancel, cmd.WaitDelay = kill, time.Second

@@ -12,10 +12,15 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"coppice.dev/coppice/internal/launch"
 )
 
 // TestMain lets the scripts run this test binary under the name coppice.
 func TestMain(m *testing.M) {
+	if launch.Is(os.Args) { // as main does: a probe that a test starts
+		os.Exit(launch.Run(os.Args))
+	}
 	testscript.Main(manyAtOnce{m}, map[string]func(){"coppice": main,
 		"near": func() { inside("near") }, "far": func() { inside("far") }, "hostile": hostileMain, "dns": dnsMain})
 }

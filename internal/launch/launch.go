@@ -20,6 +20,10 @@ import (
 // argument tells a started program what it is.
 const argument = "launch-in"
 
+// mark is in the environment of a started program until it has become another. Without it a program whose
+// main does not call Run would start itself over and over.
+const mark = "COPPICE_LAUNCHED"
+
 // Exit codes of what could not be started, as a shell's.
 const (
 	notStarted = 126
@@ -27,10 +31,15 @@ const (
 )
 
 // Command returns a command that runs argv in dir, both of which may be on a mount that this process serves;
-// it asks neither. The caller's main must call [Run] when [Is] says so. Like a shell's child it exits with
+// it asks neither. Its Env is set: add to that. The caller's main must call [Run] when [Is] says so. Like a shell's child it exits with
 // 127 if there is no such program and 126 if it cannot be started, with a line on standard error.
 func Command(ctx context.Context, dir string, argv ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, "/proc/self/exe", append([]string{argument, dir}, argv...)...)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{argument, dir}, argv...)...)
+	cmd.Args[0], cmd.Env = os.Args[0], append(os.Environ(), mark+"=1")
+	if os.Getenv(mark) != "" {
+		cmd.Err = errors.New("this program was started to start another, and did not")
+	}
+	return cmd
 }
 
 // Is reports whether a program with these arguments was started by Command.
@@ -39,7 +48,10 @@ func Is(args []string) bool { return len(args) > 3 && args[1] == argument }
 // Run becomes the program. It returns an exit code if that fails.
 func Run(args []string) int {
 	dir, argv := args[2], args[3:]
-	code, err := notStarted, os.Chdir(dir)
+	code, err := notStarted, os.Unsetenv(mark)
+	if err == nil {
+		err = os.Chdir(dir)
+	}
 	if err == nil {
 		var path string
 		if path, err = find(argv[0]); err == nil {

@@ -45,3 +45,10 @@ func TestCommand(t *testing.T) {
 		t.Errorf("a directory that is not there: %v", err)
 	}
 }
+
+func TestCommandOfWhoDoesNotRun(t *testing.T) {
+	t.Setenv(mark, "1")
+	if err := Command(t.Context(), "/", "true").Run(); err == nil {
+		t.Error("it starts itself again")
+	}
+}
